@@ -1,0 +1,61 @@
+// Compiled once for each instruction set, with LK_ISA naming it.
+#include "multi_dwconv2d/kernel_cpu.h"
+
+#define LK_CAT2(a, b) a##b
+#define LK_CAT(a, b) LK_CAT2(a, b)
+
+namespace {
+
+template <class T>
+const T* in(const void* v) {
+  return static_cast<const T*>(v);
+}
+
+template <class T>
+int fwd_as(const Params& p, const void* x, const void* w, const void* b, void* y) {
+  return generic_fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
+}
+template <class T>
+int bwd_x_as(const Params& p, const void* g, const void* w, void* gx) {
+  return generic_bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));
+}
+template <class T>
+int bwd_w_as(const Params& p, const void* g, const void* x, void* gw) {
+  return generic_bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
+}
+
+#define LK_BY_DTYPE(CALL)  \
+  switch (p.dtype) {       \
+    case DType::f32:       \
+      return CALL(float);  \
+    case DType::f64:       \
+      return CALL(double); \
+    case DType::bf16:      \
+      return CALL(bf16);   \
+    case DType::f16:       \
+      return CALL(f16);    \
+  }                        \
+  return unsupported
+
+int fwd(const Params& p, const void* x, const void* w, const void* b, void* y) {
+#define LK_CALL(T) fwd_as<T>(p, x, w, b, y)
+  LK_BY_DTYPE(LK_CALL);
+#undef LK_CALL
+}
+int bwd_x(const Params& p, const void* g, const void* w, void* gx) {
+#define LK_CALL(T) bwd_x_as<T>(p, g, w, gx)
+  LK_BY_DTYPE(LK_CALL);
+#undef LK_CALL
+}
+int bwd_w(const Params& p, const void* g, const void* x, void* gw) {
+#define LK_CALL(T) bwd_w_as<T>(p, g, x, gw)
+  LK_BY_DTYPE(LK_CALL);
+#undef LK_CALL
+}
+
+}  // namespace
+
+namespace lk::multi_dwconv2d {
+extern const Table LK_CAT(table_, LK_ISA);
+const Table LK_CAT(table_, LK_ISA) = {fwd, bwd_x, bwd_w};
+}  // namespace lk::multi_dwconv2d

@@ -1,0 +1,21 @@
+"""Fused kernels for lightweight CNNs: depthwise convolution with many kernels in one pass, as drop-in modules.
+
+Importing compiles nothing, loads no CUDA and never fails because a binary is missing.
+"""
+
+from lightkernels import functional, ops
+from lightkernels._core.backends import BackendUnavailable, exact_nonfinite, use_backend
+from lightkernels._core.explain import explain
+from lightkernels._version import __version__
+from lightkernels.functional import multi_dwconv2d
+
+__all__ = [
+    "BackendUnavailable",
+    "__version__",
+    "exact_nonfinite",
+    "explain",
+    "functional",
+    "multi_dwconv2d",
+    "ops",
+    "use_backend",
+]

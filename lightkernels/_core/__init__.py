@@ -1,0 +1,1 @@
+"""The machinery that every operator shares; nothing here knows a particular operator."""

@@ -1,0 +1,199 @@
+"""The gradient rules of bilinear operators, written once, for every route, order and backend.
+
+With ``y = fwd(x, w) + b``, cotangent ``g`` of ``y`` and the primitives' own outputs ``u``:
+
+    fwd(x, w, b):  dx = bwd_x(g, w)    dw = bwd_w(g, x)    db = sum of g
+    bwd_x(g, w):   dg = fwd(u, w)      dw = bwd_w(g, u)
+    bwd_w(g, x):   dg = fwd(x, u)      dx = bwd_x(g, u)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.library import Library
+
+from lightkernels._core import vmap
+from lightkernels._core.spec import layout_of
+
+if TYPE_CHECKING:
+    from lightkernels._core.op import BilinearOp
+    from lightkernels._core.plan import Plan
+
+Grads = tuple[Tensor | None, ...]
+
+
+class Saved(NamedTuple):
+    """What a backward needs beside tensors; the backend is that of the forward."""
+
+    spec: Any
+    args: tuple[Any, ...]
+    backend: str | None
+    plan: Plan | None
+
+
+def channel_sum(g: Tensor) -> Tensor:
+    return g.sum((0, 2, 3))
+
+
+def _last(x: Tensor) -> bool:
+    return layout_of(x.shape, x.stride()) == "nhwc"
+
+
+class Rules:
+    """All autograd glue of one operator."""
+
+    def __init__(self, op: BilinearOp[Any]) -> None:
+        self.op = op
+        self.eager = _eager(op)
+        self.functions = {suffix: _function(self, suffix) for suffix in ("", "_bwd_x", "_bwd_w")}
+
+    def register(self, library: Library) -> None:
+        """The same rules for the dispatcher ops, so that they are differentiable wherever they are called."""
+        for suffix, split in {"": 3, "_bwd_x": 2, "_bwd_w": 2}.items():
+            torch.library.register_autograd(
+                f"lightkernels::{self.op.name}{suffix}",
+                self._op_backward(suffix, split),
+                setup_context=_op_setup(split),
+                lib=library,
+            )
+
+    def _op_backward(self, suffix: str, split: int) -> Callable[..., Grads]:
+        def backward(ctx: Any, u: Tensor) -> Grads:
+            grads = self.vjp(suffix, ctx.saved_tensors, ctx.args, ctx.backend, u, ctx.needs_input_grad)
+            return (*grads, *(None for _ in range(len(ctx.args))))
+
+        return backward
+
+    def vjp(
+        self, suffix: str, t: tuple[Tensor, ...], args: tuple[Any, ...], backend: str | None, u: Tensor, need: Any
+    ) -> Grads:
+        """Gradients of a primitive's tensor inputs; None where not needed."""
+        op = self.op
+        if suffix == "":
+            x, w = t
+            return (
+                op.bwd_x(u, w, x.shape, _last(x), args, backend) if need[0] else None,
+                op.bwd_w(u, x, args, backend) if need[1] else None,
+                channel_sum(u) if need[2] else None,
+            )
+        if suffix == "_bwd_x":
+            g, w = t
+            _, _, *rest = args
+            return (
+                op.fwd(u, w, None, tuple(rest), backend) if need[0] else None,
+                op.bwd_w(g, u, tuple(rest), backend) if need[1] else None,
+            )
+        g, x = t
+        return (
+            op.fwd(x, u, None, args, backend) if need[0] else None,
+            op.bwd_x(g, u, x.shape, _last(x), args, backend) if need[1] else None,
+        )
+
+    def jvp(
+        self,
+        suffix: str,
+        t: tuple[Tensor, ...],
+        args: tuple[Any, ...],
+        backend: str | None,
+        tangents: tuple[Tensor | None, ...],
+    ) -> Tensor:
+        """Directional derivative: the sum of the primitive with each input replaced by its tangent."""
+        a, b = t
+        da, db, *extra = tangents
+        terms: list[Tensor] = []
+        for left, right in ((da, b), (a, db)):
+            if left is not None and right is not None:
+                tensors = (left, right, None) if suffix == "" else (left, right)
+                terms.append(self.op._primitive(suffix, tensors, args, backend))
+        total = sum(terms[1:], terms[0]) if terms else torch.zeros_like(self._value(suffix, t, args, backend))
+        if extra and extra[0] is not None:
+            total = total + extra[0][None, :, None, None]
+        return total
+
+    def _value(self, suffix: str, t: tuple[Tensor, ...], args: tuple[Any, ...], backend: str | None) -> Tensor:
+        tensors = (*t, None) if suffix == "" else t
+        return self.op._primitive(suffix, tensors, args, backend)
+
+
+def _op_setup(split: int) -> Callable[..., None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.args = inputs[split:]
+        ctx.backend = keyword_only_inputs["backend"]
+
+    return setup_context
+
+
+def _eager(op: BilinearOp[Any]) -> Any:
+    """The fast route of plain eager tensors: a ctx-style Function straight into the backend's functions."""
+
+    class Eager(Function):
+        @staticmethod
+        def forward(ctx: Any, saved: Saved, x: Tensor, bias: Tensor | None, *weights: Tensor) -> Tensor:
+            ctx.save_for_backward(x, *weights)
+            ctx.saved = saved
+            plan = saved.plan
+            assert plan is not None
+            return plan.fwd(plan.spec, x, op.pack(weights), bias)
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Grads:
+            x, *weights = ctx.saved_tensors
+            spec, args, backend, plan = ctx.saved
+            need = ctx.needs_input_grad
+            gw: Grads = (None,) * len(weights)
+            gx = gb = None
+            raw = not torch.is_grad_enabled() and type(g) is Tensor and not g.is_neg() and not g._is_zerotensor()
+            if need[1]:
+                packed = op.pack(weights)
+                gx = plan.bwd_x(spec, g, packed) if raw else op.bwd_x(g, packed, x.shape, _last(x), args, backend)
+            if any(need[3:]):
+                packed = plan.bwd_w(spec, g, x) if raw else op.bwd_w(g, x, args, backend)
+                gw = op.unpack(packed, weights)
+            if need[2]:
+                gb = channel_sum(g)
+            return (None, gx, gb, *gw)
+
+    Eager.__name__ = Eager.__qualname__ = f"lightkernels_{op.name}"
+    return Eager
+
+
+def _function(rules: Rules, suffix: str) -> Any:
+    """The route of functorch and forward AD: a setup_context Function with its own vmap and jvp."""
+    op = rules.op
+    count = 3 if suffix == "" else 2
+
+    class Transformed(Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Tensor:
+            *tensors, args, backend = inputs
+            out: Tensor = op.ops[suffix](*tensors, *args, backend=backend)
+            return out
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            *tensors, ctx.args, ctx.backend = inputs
+            ctx.save_for_backward(*tensors[:2])
+            ctx.save_for_forward(*tensors[:2])
+
+        @staticmethod
+        def backward(ctx: Any, u: Tensor) -> Grads:
+            grads = rules.vjp(suffix, ctx.saved_tensors, ctx.args, ctx.backend, u, ctx.needs_input_grad)
+            return (*grads, None, None)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+            return rules.jvp(suffix, ctx.saved_tensors, ctx.args, ctx.backend, tangents[:count])
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+            *tensors, args, backend = inputs
+            return vmap.rule(op, suffix, info.batch_size, in_dims[:count], tuple(tensors), args, backend), 0
+
+    Transformed.__name__ = Transformed.__qualname__ = f"lightkernels_{op.name}{suffix}_transformed"
+    return Transformed

@@ -1,0 +1,317 @@
+"""A bilinear operator from its contract: dispatcher ops, fakes, FLOP formulas and the routes of a call.
+
+A convolution is linear in its input and in its weight, so three primitives are closed under differentiation:
+``fwd(x, w)``, ``bwd_x(g, w)`` and ``bwd_w(g, x)``. ``autograd.py`` has their three rules; this file has the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.library import Library
+from torch.utils.flop_counter import register_flop_formula
+
+from lightkernels._core import backends as _backends
+from lightkernels._core.autograd import Rules, Saved
+from lightkernels._core.plan import Memo, Plan
+from lightkernels._core.spec import TensorMeta, require
+from lightkernels._core.vmap import Folding
+
+LIBRARY = Library("lightkernels", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+_PLAIN = (Tensor, torch.nn.Parameter)
+_RAW_DEVICES = ("cpu", "cuda")
+_functorch = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+
+
+class SpecBase(Protocol):
+    """What the machinery asks of an operator's Spec, a frozen dataclass."""
+
+    @property
+    def layout(self) -> str: ...
+    @property
+    def x_shape(self) -> tuple[int, ...]: ...
+    @property
+    def y_shape(self) -> tuple[int, ...]: ...
+    @property
+    def y_stride(self) -> tuple[int, ...]: ...
+    @property
+    def weight_shape(self) -> tuple[int, ...]: ...
+    def flops(self) -> int: ...
+    def bytes(self) -> int: ...
+    @classmethod
+    def of(cls, x: TensorMeta, weight: TensorMeta | None, bias: TensorMeta | None, *args: Any) -> Any: ...
+
+
+S = TypeVar("S", bound=SpecBase)
+
+
+class BilinearOp(Generic[S]):
+    """An operator ``y = f(x, weight) + bias`` with its gradients, on every backend found in its folder.
+
+    Args:
+        name: the operator's name, which is its folder's.
+        package: the operator's package, where backends are looked for.
+        arguments: schema text of the values after the tensors, e.g. ``"int[] kernel_sizes, SymInt[2] stride"``.
+        spec: the Spec class; ``Spec.of`` is the one validation.
+        normalise: ``(x, weights, bias, *raw) -> args`` of the public call; raises TypeError for wrong types.
+        pack, unpack: from the public weights to the one packed weight, and its gradient back.
+        folding: for vmap over weights.
+        definition: the reference as ``(x, weights, bias, *raw) -> y``, for functorch inside torch.compile, whose
+            tracer takes no Function with a jvp.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        package: str,
+        arguments: str,
+        spec: type[S],
+        normalise: Callable[..., tuple[Any, ...]],
+        pack: Callable[[Sequence[Tensor]], Tensor],
+        unpack: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]],
+        folding: Folding,
+        definition: Callable[..., Tensor],
+    ) -> None:
+        self.name, self.package, self.spec = name, package, spec
+        self.normalise, self.pack, self.unpack, self.folding = normalise, pack, unpack, folding
+        self.definition = definition
+        self.backends = _backends.discover(package)
+        self._memo = Memo()
+        tail = f"{arguments}, *, str? backend=None) -> Tensor"
+        self._schemas = {
+            "": f"{name}(Tensor x, Tensor weight, Tensor? bias, {tail}",
+            "_bwd_x": f"{name}_bwd_x(Tensor g, Tensor weight, SymInt[] x_shape, bool channels_last, {tail}",
+            "_bwd_w": f"{name}_bwd_w(Tensor g, Tensor x, {tail}",
+        }
+        impls: dict[str, Callable[..., Tensor]] = {
+            "": self._run_fwd,
+            "_bwd_x": self._run_bwd_x,
+            "_bwd_w": self._run_bwd_w,
+        }
+        fakes: dict[str, Callable[..., Tensor]] = {
+            "": self._fake_fwd,
+            "_bwd_x": self._fake_bwd_x,
+            "_bwd_w": self._fake_bwd_w,
+        }
+        flops: dict[str, Callable[..., int]] = {
+            "": self._flops_fwd,
+            "_bwd_x": self._flops_bwd_x,
+            "_bwd_w": self._flops_bwd_w,
+        }
+        for suffix, schema in self._schemas.items():
+            LIBRARY.define(schema, tags=_TAGS)
+            LIBRARY.impl(name + suffix, impls[suffix], "CompositeExplicitAutograd")
+            torch.library.register_fake(f"lightkernels::{name}{suffix}", fakes[suffix], lib=LIBRARY)
+        packets = {suffix: getattr(torch.ops.lightkernels, name + suffix) for suffix in self._schemas}
+        self.ops = {suffix: packet.default for suffix, packet in packets.items()}
+        for suffix, packet in packets.items():
+            register_flop_formula(packet)(flops[suffix])
+        self.rules = Rules(self)
+        self.rules.register(LIBRARY)
+
+    # The routes of a call.
+
+    def __call__(
+        self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, raw: tuple[Any, ...], backend: str | None
+    ) -> Tensor:
+        """The public function's call: raw values as the user gave them, weights unpacked."""
+        if torch.compiler.is_compiling():
+            return self._through_op(x, weights, bias, raw, backend)
+        plain = type(x) in _PLAIN and (bias is None or type(bias) in _PLAIN)
+        grad = plain and (x.requires_grad or (bias is not None and bias.requires_grad))
+        key: list[Any] = [raw, backend, _backends._forced.get(), _backends._exact.get()]
+        for w in weights:
+            if type(w) not in _PLAIN:
+                plain = False
+                break
+            grad = grad or w.requires_grad
+            key.append((w.shape, w.dtype, w.device))
+        if not plain or _functorch() or _modes() or forward_ad._current_level >= 0:
+            return self._through_op(x, weights, bias, raw, backend)
+        device = x.device
+        kind = device.type
+        if kind not in _RAW_DEVICES or x.is_neg() or x._is_zerotensor():
+            return self._through_op(x, weights, bias, raw, backend)
+        if torch.is_autocast_enabled(kind):
+            return self._autocast(kind, x, weights, bias, raw, backend)
+        key += (x.shape, x.stride(), x.dtype, device)
+        if bias is not None:
+            key.append((bias.shape, bias.dtype, bias.device))
+        plan = self._memo.get(hashable := _hashable(key))
+        if plan is None:
+            args = self.normalise(x, weights, bias, *raw)
+            plan = self._plan(hashable, x, self.pack(weights), bias, args, backend)
+        if grad and torch.is_grad_enabled():
+            saved = Saved(plan.spec, plan.args, plan.name, plan)
+            out: Tensor = self.rules.eager.apply(saved, x, bias, *weights)
+            return out
+        return plan.fwd(plan.spec, x, self.pack(weights), bias)
+
+    def _through_op(
+        self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, raw: tuple[Any, ...], backend: str | None
+    ) -> Tensor:
+        kind = x.device.type
+        if kind in _RAW_DEVICES and torch.is_autocast_enabled(kind):
+            return self._autocast(kind, x, weights, bias, raw, backend)
+        args = self.normalise(x, weights, bias, *raw)
+        if torch.compiler.is_compiling() and _functorch():
+            return self.definition(x, weights, bias, *raw)
+        return self.fwd(x, self.pack(weights), bias, args, backend)
+
+    def _autocast(
+        self,
+        kind: str,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        bias: Tensor | None,
+        raw: tuple[Any, ...],
+        backend: str | None,
+    ) -> Tensor:
+        dtype = torch.get_autocast_dtype(kind)
+
+        def cast(t: Any) -> Any:
+            floating = isinstance(t, Tensor) and t.is_floating_point() and t.dtype is not torch.float64
+            return t.to(dtype) if floating else t
+
+        with torch.autocast(kind, enabled=False):
+            return self(cast(x), [cast(w) for w in weights], cast(bias), raw, backend)
+
+    # The three primitives, differentiable by every route. Packed weights, schema arguments.
+
+    def fwd(self, x: Tensor, w: Tensor, b: Tensor | None, args: tuple[Any, ...], backend: str | None) -> Tensor:
+        return self._primitive("", (x, w, b), args, backend)
+
+    def bwd_x(
+        self, g: Tensor, w: Tensor, shape: Sequence[int], last: bool, args: tuple[Any, ...], backend: str | None
+    ) -> Tensor:
+        return self._primitive("_bwd_x", (g, w), (list(shape), last, *args), backend)
+
+    def bwd_w(self, g: Tensor, x: Tensor, args: tuple[Any, ...], backend: str | None) -> Tensor:
+        return self._primitive("_bwd_w", (g, x), args, backend)
+
+    def _primitive(
+        self, suffix: str, tensors: tuple[Tensor | None, ...], args: tuple[Any, ...], backend: str | None
+    ) -> Tensor:
+        if _functorch() or forward_ad._current_level >= 0:
+            out: Tensor = self.rules.functions[suffix].apply(*tensors, args, backend)
+            return out
+        result: Tensor = self.ops[suffix](*tensors, *args, backend=backend)
+        return result
+
+    # Behind the op: validation and choice, then the backend.
+
+    def _plan(
+        self,
+        key: Hashable,
+        x: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        args: tuple[Any, ...],
+        backend: str | None,
+        meta: TensorMeta | None = None,
+    ) -> Plan:
+        spec = self.spec_of(meta or TensorMeta.of(x), w, b, args)
+        return self._memo.put(key, Plan(spec, args, self._choose(spec, backend)))
+
+    def spec_of(self, x: TensorMeta, w: Tensor | None, b: Tensor | None, args: tuple[Any, ...]) -> S:
+        spec: S = self.spec.of(
+            x, None if w is None else TensorMeta.of(w), None if b is None else TensorMeta.of(b), *args
+        )
+        return spec
+
+    def _choose(self, spec: S, backend: str | None) -> _backends.Choice:
+        return _backends.choose(self.name, self.backends, spec, _backends.wanted(backend))
+
+    def plan_of(
+        self,
+        kind: str,
+        x: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        args: tuple[Any, ...],
+        backend: str | None,
+        meta: TensorMeta | None = None,
+    ) -> Plan:
+        """The memoised plan of a dispatcher call; ``x`` gives dtype and device, ``meta`` the shape if not ``x``."""
+        at = meta or TensorMeta.of(x)
+        key = _hashable(
+            [kind, args, backend, _backends._forced.get(), _backends._exact.get(), at]
+            + [None if t is None else (t.shape, t.dtype, t.device) for t in (w, b)]
+        )
+        plan = self._memo.get(key)
+        return self._plan(key, x, w, b, args, backend, at) if plan is None else plan
+
+    def _run_fwd(self, x: Tensor, w: Tensor, b: Tensor | None, *args: Any, backend: str | None = None) -> Tensor:
+        plan = self.plan_of("fwd", x, w, b, args, backend)
+        return plan.fwd(plan.spec, x, w, b)
+
+    def _run_bwd_x(
+        self, g: Tensor, w: Tensor, shape: Sequence[int], last: bool, *args: Any, backend: str | None = None
+    ) -> Tensor:
+        meta = TensorMeta.dense(tuple(shape), last, g)
+        plan = self.plan_of("bwd", g, w, None, args, backend, meta)
+        self._check_gradient(plan.spec, g)
+        return plan.bwd_x(plan.spec, g, w)
+
+    def _run_bwd_w(self, g: Tensor, x: Tensor, *args: Any, backend: str | None = None) -> Tensor:
+        plan = self.plan_of("bwd", x, None, None, args, backend)
+        self._check_gradient(plan.spec, g)
+        return plan.bwd_w(plan.spec, g, x)
+
+    def _check_gradient(self, spec: S, g: Tensor) -> None:
+        fits = len(g.shape) == 4 and all(a == b for a, b in zip(g.shape, spec.y_shape, strict=True))
+        require(fits, self.name, "g", f"have the output's shape {list(spec.y_shape)}", g)
+
+    def _fake_fwd(self, x: Tensor, w: Tensor, b: Tensor | None, *args: Any, backend: str | None = None) -> Tensor:
+        spec = self.spec_of(TensorMeta.of(x), w, b, args)
+        return x.new_empty_strided(spec.y_shape, spec.y_stride)
+
+    def _fake_bwd_x(
+        self, g: Tensor, w: Tensor, shape: Sequence[int], last: bool, *args: Any, backend: str | None = None
+    ) -> Tensor:
+        meta = TensorMeta.dense(tuple(shape), last, g)
+        self.spec_of(meta, w, None, args)
+        return g.new_empty_strided(tuple(shape), tuple(meta.stride))
+
+    def _fake_bwd_w(self, g: Tensor, x: Tensor, *args: Any, backend: str | None = None) -> Tensor:
+        return x.new_empty(self.spec_of(TensorMeta.of(x), None, None, args).weight_shape)
+
+    # FLOPs of the definition, for torch.utils.flop_counter: from shapes alone.
+
+    def _flops(self, shape: Sequence[int], args: tuple[Any, ...]) -> int:
+        layout_free = TensorMeta(tuple(shape), (0, 0, 0, 0), torch.float32, torch.device("meta"))
+        spec: S = self.spec.of(layout_free, None, None, *args)
+        return spec.flops()
+
+    def _flops_fwd(self, x: Any, w: Any, b: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+        return self._flops(x, args)
+
+    def _flops_bwd_x(self, g: Any, w: Any, x: Any, last: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+        return self._flops(x, args)
+
+    def _flops_bwd_w(self, g: Any, x: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+        return self._flops(x, args)
+
+
+def _hashable(values: Sequence[Any]) -> Hashable:
+    try:
+        hash(key := tuple(values))
+    except TypeError:
+        return tuple(_freeze(v) for v in values)
+    return key
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(v) for v in value)
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value

@@ -1,0 +1,126 @@
+"""Batching rules of bilinear operators: a batch of inputs goes into N, a batch of weights into channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightkernels._core.op import BilinearOp
+
+Blocks = Callable[[tuple[Any, ...]], Sequence[int]]
+
+
+class Folding(NamedTuple):
+    """How an operator takes a batch of ``B`` weights as ``B`` times the channels.
+
+    ``x``, ``w`` and ``y`` give the sizes of the consecutive blocks of channels (of the packed weight: of its first
+    dimension) that each become ``B`` times as long; ``args`` gives the schema arguments of the longer call.
+    """
+
+    x: Blocks
+    w: Blocks
+    y: Blocks
+    args: Callable[[int, tuple[Any, ...]], tuple[Any, ...]]
+
+
+def _front(t: Tensor, dim: int | None, batch: int) -> Tensor:
+    """With the batch first; repeated without a copy if it has none."""
+    return t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
+
+
+def _merge(t: Tensor, dim: int | None, batch: int) -> Tensor:
+    t = _front(t, dim, batch)
+    return t.reshape(batch * t.shape[1], *t.shape[2:])
+
+
+def _split(t: Tensor, batch: int) -> Tensor:
+    return t.reshape(batch, t.shape[0] // batch if batch else 0, *t.shape[1:])
+
+
+def fold(t: Tensor, blocks: Sequence[int], dim: int) -> Tensor:
+    """[B, ...] with ``blocks`` along ``dim`` (counted without B) to [...] with each block B times as long."""
+    parts = [p.movedim(0, dim).flatten(dim, dim + 1) for p in t.split(list(blocks), dim + 1)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def unfold(t: Tensor, blocks: Sequence[int], dim: int, batch: int) -> Tensor:
+    """The inverse of ``fold``."""
+    parts = [
+        p.unflatten(dim, (batch, size)).movedim(dim, 0)
+        for p, size in zip(t.split([batch * b for b in blocks], dim), blocks, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim + 1)
+
+
+def rule(
+    op: BilinearOp[Any],
+    suffix: str,
+    batch: int,
+    dims: tuple[int | None, ...],
+    tensors: tuple[Tensor | None, ...],
+    args: tuple[Any, ...],
+    backend: str | None,
+) -> Tensor:
+    """One call of the primitive for a whole batch; the result's batch dimension is the first."""
+    first, second = tensors[0], tensors[1]
+    assert first is not None and second is not None
+    if suffix == "":
+        return _fwd(op, batch, dims, first, second, tensors[2], args, backend)
+    if suffix == "_bwd_x":
+        return _bwd_x(op, batch, dims, first, second, args, backend)
+    folding = op.folding
+    g = fold(_front(first, dims[0], batch), folding.y(args), 1)
+    x = fold(_front(second, dims[1], batch), folding.x(args), 1)
+    return unfold(op.bwd_w(g, x, folding.args(batch, args), backend), folding.w(args), 0, batch)
+
+
+def _fwd(
+    op: BilinearOp[Any],
+    batch: int,
+    dims: tuple[int | None, ...],
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    args: tuple[Any, ...],
+    backend: str | None,
+) -> Tensor:
+    if dims[1] is None and (b is None or dims[2] is None):
+        return _split(op.fwd(_merge(x, dims[0], batch), w, b, args, backend), batch)
+    folding = op.folding
+    y = op.fwd(
+        fold(_front(x, dims[0], batch), folding.x(args), 1),
+        fold(_front(w, dims[1], batch), folding.w(args), 0),
+        None if b is None else fold(_front(b, dims[2], batch), folding.y(args), 0),
+        folding.args(batch, args),
+        backend,
+    )
+    return unfold(y, folding.y(args), 1, batch)
+
+
+def _bwd_x(
+    op: BilinearOp[Any],
+    batch: int,
+    dims: tuple[int | None, ...],
+    g: Tensor,
+    w: Tensor,
+    args: tuple[Any, ...],
+    backend: str | None,
+) -> Tensor:
+    (n, c, *size), last, *rest = args
+    values = tuple(rest)
+    if dims[1] is None:
+        return _split(op.bwd_x(_merge(g, dims[0], batch), w, (batch * n, c, *size), last, values, backend), batch)
+    folding = op.folding
+    gx = op.bwd_x(
+        fold(_front(g, dims[0], batch), folding.y(values), 1),
+        fold(_front(w, dims[1], batch), folding.w(values), 0),
+        (n, batch * c, *size),
+        last,
+        folding.args(batch, values),
+        backend,
+    )
+    return unfold(gx, folding.x(values), 1, batch)

@@ -1,0 +1,116 @@
+"""The definition: one depthwise F.conv2d a branch, then concatenated, summed or summed up to each branch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+import torch.nn.grad
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightkernels.ops.multi_dwconv2d.op import Row, Spec
+
+
+def forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    dilations: int | Sequence[int] = 1,
+    combine: str = "concat",
+    split: bool = False,
+) -> Tensor:
+    """What ``multi_dwconv2d`` means; differentiable, for any device and dtype that F.conv2d takes."""
+    rates = [dilations] * len(weights) if isinstance(dilations, int) else dilations
+    inputs = x.split([w.shape[0] for w in weights], 1) if split else [x] * len(weights)
+    parts = [
+        F.conv2d(part, w, stride=stride, padding=d * (w.shape[-1] // 2), dilation=d, groups=w.shape[0])
+        for part, w, d in zip(inputs, weights, rates, strict=True)
+    ]
+    if combine == "add":
+        y = sum(parts[1:], parts[0])
+    elif combine == "cumulative":
+        y = torch.cat(list(accumulate(parts)), 1)
+    else:
+        y = torch.cat(parts, 1)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def why_not(spec: Spec) -> str | None:
+    return None
+
+
+def branch_weights(spec: Spec, w: Tensor) -> list[Tensor]:
+    """The branches' [C_m, 1, k, k] weights out of the packed one."""
+    sizes = [m * k * k for m, k in zip(spec.channels, spec.kernel_sizes, strict=True)]
+    return [p.view(-1, 1, k, k) for p, k in zip(w.split(sizes), spec.kernel_sizes, strict=True)]
+
+
+def in_layout(spec: Spec, t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last if spec.layout == "nhwc" else torch.contiguous_format)
+
+
+def as_output(spec: Spec, t: Tensor) -> Tensor:
+    """``t`` dense in the call's layout, with exactly the strides that the contract promises."""
+    out = t.new_empty_strided(spec.y_shape, spec.y_stride)
+    return out.copy_(t)
+
+
+def as_input(spec: Spec, t: Tensor) -> Tensor:
+    out = t.new_empty_strided(spec.x_shape, spec.dense_x_stride)
+    return out.copy_(t)
+
+
+def branch_gradients(spec: Spec, g: Tensor) -> list[Tensor]:
+    """The gradient of each branch's own output."""
+    if spec.combine == "add":
+        return [g] * len(spec.channels)
+    parts = list(g.split(list(spec.channels), 1))
+    if spec.combine == "cumulative":
+        return list(accumulate(reversed(parts)))[::-1]
+    return parts
+
+
+def branch_inputs(spec: Spec, x: Tensor) -> list[Tensor]:
+    return list(x.split(list(spec.channels), 1)) if spec.split else [x] * len(spec.channels)
+
+
+def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    y = forward(
+        x,
+        branch_weights(spec, w),
+        b,
+        stride=spec.stride,
+        dilations=spec.dilations,
+        combine=spec.combine,
+        split=spec.split,
+    )
+    return as_output(spec, y)
+
+
+def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
+    total = g.new_zeros(spec.x_shape)
+    branches = zip(spec.rows(), branch_gradients(spec, g), branch_weights(spec, w), strict=True)
+    for row, part, weight in branches:
+        size = (spec.n, row.channels, spec.h, spec.w)
+        dx = torch.nn.grad.conv2d_input(size, weight, part, **_conv(spec, row))
+        total[:, row.in_start : row.in_start + row.channels] += dx
+    return as_input(spec, total)
+
+
+def bwd_w(spec: Spec, g: Tensor, x: Tensor) -> Tensor:
+    parts = [
+        torch.nn.grad.conv2d_weight(part, (row.channels, 1, row.kernel, row.kernel), grad, **_conv(spec, row))
+        for row, part, grad in zip(spec.rows(), branch_inputs(spec, x), branch_gradients(spec, g), strict=True)
+    ]
+    return torch.cat([p.reshape(-1) for p in parts])
+
+
+def _conv(spec: Spec, row: Row) -> dict[str, object]:
+    pad = row.dilation * (row.kernel // 2)
+    return {"stride": spec.stride, "padding": pad, "dilation": row.dilation, "groups": row.channels}

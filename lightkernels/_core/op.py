@@ -51,6 +51,14 @@ class SpecBase(Protocol):
 S = TypeVar("S", bound=SpecBase)
 
 
+def _only(weights: Sequence[Tensor]) -> Tensor:
+    return weights[0]
+
+
+def _alone(packed: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (packed,)
+
+
 class BilinearOp(Generic[S]):
     """An operator ``y = f(x, weight) + bias`` with its gradients, on every backend found in its folder.
 
@@ -60,7 +68,8 @@ class BilinearOp(Generic[S]):
         arguments: schema text of the values after the tensors, e.g. ``"int[] kernel_sizes, SymInt[2] stride"``.
         spec: the Spec class; ``Spec.of`` is the one validation.
         normalise: ``(x, weights, bias, *raw) -> args`` of the public call; raises TypeError for wrong types.
-        pack, unpack: from the public weights to the one packed weight, and its gradient back.
+        pack, unpack: from the public weights to the one packed weight, and its gradient back; by default there is
+            one weight, and it is the packed one.
         folding: for vmap over weights.
         definition: the reference as ``(x, weights, bias, *raw) -> y``, for functorch inside torch.compile, whose
             tracer takes no Function with a jvp.
@@ -73,17 +82,17 @@ class BilinearOp(Generic[S]):
         arguments: str,
         spec: type[S],
         normalise: Callable[..., tuple[Any, ...]],
-        pack: Callable[[Sequence[Tensor]], Tensor],
-        unpack: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]],
-        folding: Folding,
         definition: Callable[..., Tensor],
+        pack: Callable[[Sequence[Tensor]], Tensor] = _only,
+        unpack: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]] = _alone,
+        folding: Folding = Folding(),  # noqa: B008
     ) -> None:
         self.name, self.package, self.spec = name, package, spec
         self.normalise, self.pack, self.unpack, self.folding = normalise, pack, unpack, folding
         self.definition = definition
         self.backends = _backends.discover(package)
         self._memo = Memo()
-        tail = f"{arguments}, *, str? backend=None) -> Tensor"
+        tail = f"{arguments + ', ' if arguments else ''}*, str? backend=None) -> Tensor"
         self._schemas = {
             "": f"{name}(Tensor x, Tensor weight, Tensor? bias, {tail}",
             "_bwd_x": f"{name}_bwd_x(Tensor g, Tensor weight, SymInt[] x_shape, bool channels_last, {tail}",

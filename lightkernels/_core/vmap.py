@@ -11,20 +11,29 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightkernels._core.op import BilinearOp
 
-Blocks = Callable[[tuple[Any, ...]], Sequence[int]]
+Blocks = Callable[[tuple[Any, ...], int], Sequence[int]]
+
+
+def _one_block(args: tuple[Any, ...], size: int) -> Sequence[int]:
+    return (size,)
+
+
+def _same_args(batch: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args
 
 
 class Folding(NamedTuple):
     """How an operator takes a batch of ``B`` weights as ``B`` times the channels.
 
-    ``x``, ``w`` and ``y`` give the sizes of the consecutive blocks of channels (of the packed weight: of its first
-    dimension) that each become ``B`` times as long; ``args`` gives the schema arguments of the longer call.
+    ``x``, ``w`` and ``y`` give, from the schema arguments and the number of channels (of the packed weight: the size
+    of its first dimension), the sizes of the consecutive blocks that each become ``B`` times as long; by default
+    there is one. ``args`` gives the schema arguments of the longer call.
     """
 
-    x: Blocks
-    w: Blocks
-    y: Blocks
-    args: Callable[[int, tuple[Any, ...]], tuple[Any, ...]]
+    x: Blocks = _one_block
+    w: Blocks = _one_block
+    y: Blocks = _one_block
+    args: Callable[[int, tuple[Any, ...]], tuple[Any, ...]] = _same_args
 
 
 def _front(t: Tensor, dim: int | None, batch: int) -> Tensor:
@@ -41,17 +50,19 @@ def _split(t: Tensor, batch: int) -> Tensor:
     return t.reshape(batch, t.shape[0] // batch if batch else 0, *t.shape[1:])
 
 
-def fold(t: Tensor, blocks: Sequence[int], dim: int) -> Tensor:
-    """[B, ...] with ``blocks`` along ``dim`` (counted without B) to [...] with each block B times as long."""
-    parts = [p.movedim(0, dim).flatten(dim, dim + 1) for p in t.split(list(blocks), dim + 1)]
+def fold(t: Tensor, blocks: Blocks, args: tuple[Any, ...], dim: int) -> Tensor:
+    """[B, ...] with blocks along ``dim`` (counted without B) to [...] with each block B times as long."""
+    sizes = list(blocks(args, t.shape[dim + 1]))
+    parts = [p.movedim(0, dim).flatten(dim, dim + 1) for p in t.split(sizes, dim + 1)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def unfold(t: Tensor, blocks: Sequence[int], dim: int, batch: int) -> Tensor:
+def unfold(t: Tensor, blocks: Blocks, args: tuple[Any, ...], dim: int, batch: int) -> Tensor:
     """The inverse of ``fold``."""
+    sizes = list(blocks(args, t.shape[dim] // batch if batch else 0))
     parts = [
         p.unflatten(dim, (batch, size)).movedim(dim, 0)
-        for p, size in zip(t.split([batch * b for b in blocks], dim), blocks, strict=True)
+        for p, size in zip(t.split([batch * size for size in sizes], dim), sizes, strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim + 1)
 
@@ -73,9 +84,9 @@ def rule(
     if suffix == "_bwd_x":
         return _bwd_x(op, batch, dims, first, second, args, backend)
     folding = op.folding
-    g = fold(_front(first, dims[0], batch), folding.y(args), 1)
-    x = fold(_front(second, dims[1], batch), folding.x(args), 1)
-    return unfold(op.bwd_w(g, x, folding.args(batch, args), backend), folding.w(args), 0, batch)
+    g = fold(_front(first, dims[0], batch), folding.y, args, 1)
+    x = fold(_front(second, dims[1], batch), folding.x, args, 1)
+    return unfold(op.bwd_w(g, x, folding.args(batch, args), backend), folding.w, args, 0, batch)
 
 
 def _fwd(
@@ -92,13 +103,13 @@ def _fwd(
         return _split(op.fwd(_merge(x, dims[0], batch), w, b, args, backend), batch)
     folding = op.folding
     y = op.fwd(
-        fold(_front(x, dims[0], batch), folding.x(args), 1),
-        fold(_front(w, dims[1], batch), folding.w(args), 0),
-        None if b is None else fold(_front(b, dims[2], batch), folding.y(args), 0),
+        fold(_front(x, dims[0], batch), folding.x, args, 1),
+        fold(_front(w, dims[1], batch), folding.w, args, 0),
+        None if b is None else fold(_front(b, dims[2], batch), folding.y, args, 0),
         folding.args(batch, args),
         backend,
     )
-    return unfold(y, folding.y(args), 1, batch)
+    return unfold(y, folding.y, args, 1, batch)
 
 
 def _bwd_x(
@@ -116,11 +127,11 @@ def _bwd_x(
         return _split(op.bwd_x(_merge(g, dims[0], batch), w, (batch * n, c, *size), last, values, backend), batch)
     folding = op.folding
     gx = op.bwd_x(
-        fold(_front(g, dims[0], batch), folding.y(values), 1),
-        fold(_front(w, dims[1], batch), folding.w(values), 0),
+        fold(_front(g, dims[0], batch), folding.y, values, 1),
+        fold(_front(w, dims[1], batch), folding.w, values, 0),
         (n, batch * c, *size),
         last,
         folding.args(batch, values),
         backend,
     )
-    return unfold(gx, folding.x(values), 1, batch)
+    return unfold(gx, folding.x, values, 1, batch)

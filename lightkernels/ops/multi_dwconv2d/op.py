@@ -241,9 +241,9 @@ def _definition(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, *raw:
 
 
 _FOLDING = Folding(
-    x=lambda args: args[1] if args[5] else args[1][:1],
-    w=lambda args: [m * k * k for k, m in zip(args[0], args[1], strict=True)],
-    y=lambda args: args[1][:1] if args[4] == "add" else args[1],
+    x=lambda args, size: args[1] if args[5] else args[1][:1],
+    w=lambda args, size: [m * k * k for k, m in zip(args[0], args[1], strict=True)],
+    y=lambda args, size: args[1][:1] if args[4] == "add" else args[1],
     args=_fold_args,
 )
 

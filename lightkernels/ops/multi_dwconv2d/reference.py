@@ -57,13 +57,11 @@ def in_layout(spec: Spec, t: Tensor) -> Tensor:
 
 def as_output(spec: Spec, t: Tensor) -> Tensor:
     """``t`` dense in the call's layout, with exactly the strides that the contract promises."""
-    out = t.new_empty_strided(spec.y_shape, spec.y_stride)
-    return out.copy_(t)
+    return t.new_empty_strided(spec.y_shape, spec.y_stride, dtype=spec.dtype).copy_(t)
 
 
 def as_input(spec: Spec, t: Tensor) -> Tensor:
-    out = t.new_empty_strided(spec.x_shape, spec.dense_x_stride)
-    return out.copy_(t)
+    return t.new_empty_strided(spec.x_shape, spec.dense_x_stride, dtype=spec.dtype).copy_(t)
 
 
 def branch_gradients(spec: Spec, g: Tensor) -> list[Tensor]:

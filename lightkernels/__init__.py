@@ -3,7 +3,7 @@
 Importing compiles nothing, loads no CUDA and never fails because a binary is missing.
 """
 
-from lightkernels import functional, ops
+from lightkernels import functional, models, nn, ops
 from lightkernels._core.backends import BackendUnavailable, exact_nonfinite, use_backend
 from lightkernels._core.explain import explain
 from lightkernels._version import __version__
@@ -15,7 +15,9 @@ __all__ = [
     "exact_nonfinite",
     "explain",
     "functional",
+    "models",
     "multi_dwconv2d",
+    "nn",
     "ops",
     "use_backend",
 ]

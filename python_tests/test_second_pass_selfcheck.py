@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from python_tests.second_pass import mobilenetv2, multiception, nguyen, pydmobilenet
-from python_tests.second_pass.layers import batch_norm, depthwise
-from python_tests.second_pass.weights import RecordedWeights, Weights
+from second_pass import mobilenetv2, multiception, nguyen, pydmobilenet
+from second_pass.layers import batch_norm, depthwise
+from second_pass.weights import RecordedWeights, Weights
 
 Forward = Callable[..., Tensor]
 

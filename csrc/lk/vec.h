@@ -4,7 +4,15 @@
 #pragma once
 #include <cstdint>
 #if defined(__AVX2__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 suspects its own AVX-512 header
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #endif
 
 #include "lk/cpu.h"
@@ -120,9 +128,122 @@ inline f16 from_acc<f16>(float v) {
 #endif
 }
 
+#define LK_INLINE inline __attribute__((always_inline))
+// Makes the compiler forget how a pointer was formed: it then addresses base + constant instead of keeping one
+// precomputed offset a load in registers it does not have.
+#define LK_OPAQUE(pointer) asm("" : "+r"(pointer))
+// Keeps a loaded vector in a register: the compiler would rather repeat the load in every instruction that uses it.
+#if defined(__x86_64__) || defined(__i386__)
+#define LK_KEEP(vector) asm("" : "+v"(vector))
+#elif defined(__aarch64__)
+#define LK_KEEP(vector) asm("" : "+w"(vector))
+#else
+#define LK_KEEP(vector) static_cast<void>(vector)
+#endif
+
 template <class A>
-inline Vec<A> splat(A v) {
+LK_INLINE Vec<A> splat(A v) {
   return Vec<A>{} + v;
 }
+
+// a * b + c on whole vectors: one instruction where there is one.
+template <class V>
+LK_INLINE V vfma(V a, V b, V c) {
+  return a * b + c;
+}
+
+// vload(p): a vector's worth of elements at any address, as accumulators. vload(p, n): the first n, the rest zero; no
+// other element is touched. vstore: the reverse, rounding to nearest even.
+template <class T>
+LK_INLINE Vec<Acc<T>> vload(const T* p) {
+  Vec<Acc<T>> v;
+  if constexpr (sizeof(T) == sizeof(Acc<T>)) {
+    __builtin_memcpy(&v, p, sizeof v);
+  } else {
+    for (int i = 0; i < kLanes<float>; ++i) v[i] = to_acc(p[i]);
+  }
+  return v;
+}
+template <class T>
+LK_INLINE void vstore(T* p, Vec<Acc<T>> v) {
+  if constexpr (sizeof(T) == sizeof(Acc<T>)) {
+    __builtin_memcpy(p, &v, sizeof v);
+  } else {
+    for (int i = 0; i < kLanes<float>; ++i) p[i] = from_acc<T>(v[i]);
+  }
+}
+
+#if defined(__AVX512F__)
+using Half = __m256i;
+LK_INLINE Half load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+LK_INLINE void store_half(void* p, Half h) { _mm256_storeu_si256(static_cast<__m256i*>(p), h); }
+LK_INLINE Vec<float> widen(Half h, bf16) { return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16); }
+LK_INLINE Vec<float> widen(Half h, f16) { return (Vec<float>)_mm512_cvtph_ps(h); }
+LK_INLINE Half narrow(Vec<float> v, f16) { return _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT); }
+LK_INLINE Half narrow(Vec<float> v, bf16) {
+  const __m512i u = (__m512i)v, odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i round = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(round, nan, quiet), 16));
+}
+#elif defined(__AVX2__)
+using Half = __m128i;
+LK_INLINE Half load_half(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+LK_INLINE void store_half(void* p, Half h) { _mm_storeu_si128(static_cast<__m128i*>(p), h); }
+LK_INLINE Vec<float> widen(Half h, bf16) { return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16); }
+LK_INLINE Vec<float> widen(Half h, f16) { return (Vec<float>)_mm256_cvtph_ps(h); }
+LK_INLINE Half narrow(Vec<float> v, f16) { return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+LK_INLINE Half narrow(Vec<float> v, bf16) {
+  const __m256i u = (__m256i)v, odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i round = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = (__m256i)_mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q);
+  const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+  const __m256i r = _mm256_srli_epi32(_mm256_blendv_epi8(round, quiet, nan), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+#endif
+#if defined(__AVX2__)
+LK_INLINE Vec<float> vload(const bf16* p) { return widen(load_half(p), bf16{}); }
+LK_INLINE Vec<float> vload(const f16* p) { return widen(load_half(p), f16{}); }
+LK_INLINE void vstore(bf16* p, Vec<float> v) { store_half(p, narrow(v, bf16{})); }
+LK_INLINE void vstore(f16* p, Vec<float> v) { store_half(p, narrow(v, f16{})); }
+#endif
+
+#if defined(__AVX512F__)
+LK_INLINE Vec<float> vload(const float* p, int n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+LK_INLINE Vec<double> vload(const double* p, int n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+}
+LK_INLINE void vstore(float* p, Vec<float> v, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+}
+LK_INLINE void vstore(double* p, Vec<double> v, int n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+}
+template <class T>
+LK_INLINE Vec<float> vload(const T* p, int n) {
+  return widen(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p), T{});
+}
+template <class T>
+LK_INLINE void vstore(T* p, Vec<float> v, int n) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), narrow(v, T{}));
+}
+#else
+template <class T>
+LK_INLINE Vec<Acc<T>> vload(const T* p, int n) {
+  Vec<Acc<T>> v{};
+  for (int i = 0; i < kLanes<Acc<T>>; ++i)
+    if (i < n) v[i] = to_acc(p[i]);
+  return v;
+}
+template <class T>
+LK_INLINE void vstore(T* p, Vec<Acc<T>> v, int n) {
+  for (int i = 0; i < kLanes<Acc<T>>; ++i)
+    if (i < n) p[i] = from_acc<T>(v[i]);
+}
+#endif
 
 }  // namespace

@@ -1,0 +1,44 @@
+// NHWC entries. Each returns false, with nothing computed, for what it leaves to the generic kernels.
+#pragma once
+#include "multi_dwconv2d/nhwc_conv.h"
+
+namespace {
+namespace nhwc {
+
+// Branches that read the same channels make one group; with `split` every branch is its own.
+inline int groups(const Params& p) {
+  const Branch& a = p.branches[0];
+  bool same = true, apart = p.combine == Combine::concat;
+  i64 channels = 0;
+  for (i64 m = 0; m < p.num_branches; ++m) {
+    const Branch& b = p.branches[m];
+    same = same && b.in_start == a.in_start && b.channels == a.channels;
+    apart = apart && b.in_start == channels;
+    channels += b.channels;
+  }
+  if (same && a.in_start == 0 && a.channels == p.c) return 1;
+  return apart && channels == p.c ? static_cast<int>(p.num_branches) : 0;
+}
+
+inline bool empty(const Params& p) { return p.n == 0 || p.c == 0 || p.h == 0 || p.w == 0; }
+
+template <class T>
+bool conv_all(const Params& p, bool backward, const T* src, const T* w, const T* bias, T* dst) {
+  const int n = groups(p), branches = n == 1 ? static_cast<int>(p.num_branches) : 1;
+  if (n == 0 || empty(p)) return false;
+  for (int m = 0; m < n; ++m)
+    if (!conv_group<T>(p, backward, m, branches, src, w, bias, dst)) return false;
+  return true;
+}
+
+template <class T>
+bool fwd(const Params& p, const T* x, const T* w, const T* bias, T* y) {
+  return conv_all<T>(p, false, x, w, bias, y);
+}
+template <class T>
+bool bwd_x(const Params& p, const T* g, const T* w, T* gx) {
+  return conv_all<T>(p, true, g, w, nullptr, gx);
+}
+
+}  // namespace nhwc
+}  // namespace

@@ -1,0 +1,139 @@
+// NHWC: copies rows of one channel block into scratch as accumulators, zeros where the image ends.
+#pragma once
+#include "multi_dwconv2d/nhwc_plan.h"
+
+namespace {
+namespace nhwc {
+
+constexpr std::size_t kThreadBytes = 1u << 20;  // scratch of one thread
+constexpr std::size_t kRingBytes = 256u << 10;  // of which staged rows: a part of the second-level cache
+
+// Vectors of a channel block: enough that a pixel's block fills a cache line.
+template <class T>
+constexpr int kBlockVecs =
+    64 / (kLanes<Acc<T>> * static_cast<int>(sizeof(T))) > 1 ? 64 / (kLanes<Acc<T>> * static_cast<int>(sizeof(T))) : 1;
+
+template <class T, int F>
+LK_INLINE void copy_full(const T* src, i64 step, Acc<T>* dst, i64 vec, i64 n) {
+  constexpr int V = kLanes<Acc<T>>;
+  for (i64 i = 0; i < n; ++i, src += step, dst += V)
+#pragma GCC unroll 4
+    for (int f = 0; f < F; ++f) vstore(dst + f * vec, vload(src + f * V));
+}
+
+// n pixels of `channels` channels, `step` elements apart; vector f goes to dst + f * vec.
+template <class T>
+void copy_pixels(const T* src, i64 step, Acc<T>* dst, i64 vec, i64 n, i64 channels) {
+  constexpr int V = kLanes<Acc<T>>;
+  for (; channels >= 4 * V; channels -= 4 * V, src += 4 * V, dst += 4 * vec) copy_full<T, 4>(src, step, dst, vec, n);
+  if (channels >= 2 * V) {
+    copy_full<T, 2>(src, step, dst, vec, n);
+    channels -= 2 * V, src += 2 * V, dst += 2 * vec;
+  }
+  if (channels >= V) {
+    copy_full<T, 1>(src, step, dst, vec, n);
+    channels -= V, src += V, dst += vec;
+  }
+  if (channels > 0)
+    for (i64 i = 0; i < n; ++i, src += step, dst += V) vstore(dst, vload(src, static_cast<int>(channels)));
+}
+
+template <class A>
+void zero_pixels(A* dst, i64 vec, i64 n, int vecs) {
+  for (int f = 0; f < vecs; ++f)
+    for (i64 i = 0; i < n; ++i) vstore(dst + f * vec + i * kLanes<A>, Vec<A>{});
+}
+
+// Grid columns are cut into panels where whole rows would not fit.
+template <class A>
+Ring<A> fit_ring(Plan& g, int vecs) {
+  Ring<A> r = ring_of<A>(g, g.cols, vecs, 1);
+  const i64 bytes = ring_elements(g, r) * static_cast<i64>(sizeof(A)), limit = static_cast<i64>(kRingBytes);
+  if (bytes <= limit) return r;
+  const i64 halo = r.class_cols - r.panel, a_column = bytes / r.class_cols;
+  i64 panel = limit / a_column - halo;
+  if (panel < 2 * kTile) panel = 2 * kTile;
+  const i64 panels = (g.cols + panel - 1) / panel;
+  panel = ((g.cols + panels - 1) / panels + kTile - 1) / kTile * kTile;
+  return ring_of<A>(g, panel < g.cols ? panel : g.cols, vecs, 1);
+}
+
+// One image row, `src` at its column 0, into a staged row whose first column is image column q0.
+template <class T>
+void stage_row(const T* src, i64 step, i64 width, i64 q0, i64 classes, i64 class_cols, Acc<T>* dst, i64 vec,
+               i64 channels) {
+  constexpr int V = kLanes<Acc<T>>;
+  const int vecs = static_cast<int>((channels + V - 1) / V);
+  for (i64 c = 0; c < classes; ++c, dst += class_cols * V) {
+    const i64 first = q0 + c;  // image column of this class's column 0
+    i64 lo = first < 0 ? (-first + classes - 1) / classes : 0;
+    i64 hi = width > first ? (width - first + classes - 1) / classes : 0;
+    if (lo > class_cols) lo = class_cols;
+    if (hi > class_cols) hi = class_cols;
+    if (hi < lo) hi = lo;
+    zero_pixels(dst, vec, lo, vecs);
+    if (hi > lo)
+      copy_pixels<T>(src + (first + lo * classes) * step, classes * step, dst + lo * V, vec, hi - lo, channels);
+    zero_pixels(dst + hi * V, vec, class_cols - hi, vecs);
+  }
+}
+
+// The staged rows of all planes for one channel block of one image; each row is staged once as the grid row advances.
+template <class T>
+struct Stage {
+  using A = Acc<T>;
+  const Plan& g;
+  const Ring<A>& r;
+  A* rows;    // all rings
+  A** base;   // of each plane's ring
+  i64* next;  // first row not yet staged
+  int* slot;  // ring slot of kernel row 0 at the current grid row
+
+  void take(Arena& a) {
+    rows = a.take<A>(ring_elements(g, r));
+    base = a.take<A*>(g.planes);
+    next = a.take<i64>(g.planes);
+    slot = a.take<int>(g.planes);
+    A* at = rows;
+    for (int q = 0; q < g.planes && rows; ++q) {
+      base[q] = at;
+      at += g.plane[q].ring * r.row;
+    }
+  }
+
+  void start(i64 i) {
+    for (int q = 0; q < g.planes; ++q) {
+      const i64 row = i * g.in_step_h + g.plane[q].lo;
+      next[q] = row > 0 ? row : 0;
+      const int at = static_cast<int>(row % g.plane[q].ring);
+      slot[q] = at < 0 ? at + g.plane[q].ring : at;
+    }
+  }
+  // Everything grid row i needs; `src` at the block's first channel of the image, `j0` the panel's first grid column.
+  void fill(const T* src, i64 i, i64 j0, i64 channels) {
+    for (int q = 0; q < g.planes; ++q) {
+      const Plane& f = g.plane[q];
+      i64 last = i * g.in_step_h + f.hi;
+      if (last >= g.in_h) last = g.in_h - 1;
+      for (; next[q] <= last; ++next[q]) {
+        const i64 row = next[q];
+        stage_row<T>(src + f.channel * g.in.c + row * g.in.h, g.in.w, g.in_w, j0 * g.in_step_w + g.lo_c, g.in_step_w,
+                     r.class_cols, base[q] + row % f.ring * r.row, r.vec, channels);
+      }
+    }
+  }
+  void advance() {
+    for (int q = 0; q < g.planes; ++q) {
+      slot[q] += static_cast<int>(g.in_step_h);
+      while (slot[q] >= g.plane[q].ring) slot[q] -= g.plane[q].ring;
+    }
+  }
+  const A* at(int q, int row) const {
+    int k = slot[q] + row;
+    if (k >= g.plane[q].ring) k -= g.plane[q].ring;
+    return base[q] + k * r.row;
+  }
+};
+
+}  // namespace nhwc
+}  // namespace

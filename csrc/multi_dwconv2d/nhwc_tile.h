@@ -1,0 +1,110 @@
+// NHWC convolution microkernel: one vector of channels, a row of output columns, any list of runs of taps.
+#pragma once
+#include "lk/vec.h"
+
+namespace {
+namespace nhwc {
+
+using lk::i64;
+
+// A run is 1, 2, 3, 4, 5 or 7 taps of one kernel row whose columns are one output column apart, so that one pixel
+// meets tap j of column t and tap j-1 of column t+1. Weights of a run stay in registers, each pixel is loaded once.
+constexpr int kRunKinds = 6;
+constexpr int kRunLength[kRunKinds] = {7, 5, 4, 3, 2, 1};
+
+#if defined(__AVX512F__)
+constexpr int kTile = 16, kLongestRun = 7;
+#else
+constexpr int kTile = 8, kLongestRun = 5;  // eight sums, five weights and a pixel: 14 of 16 registers
+#endif
+
+// The first piece of a chain of n taps, leaving no lone tap behind where that can be avoided.
+inline int piece(int n, int longest) {
+  if (n == 7 && longest == 7) return 7;
+  if (n <= 5) return n < longest ? n : longest;
+  if (n <= 8) return (n + 1) / 2;
+  return n <= 10 ? 5 : longest;
+}
+inline int run_kind(int length) { return length == 7 ? 0 : 6 - length; }
+
+template <class A>
+struct RunAt {
+  const A* x;  // pixel that meets the first tap at output column 0
+  const A* w;  // weights of the run, a vector each
+};
+
+template <int L, int TW, class A>
+LK_INLINE void add_run(Vec<A>* acc, const A* x, const A* w) {
+  constexpr int V = kLanes<A>;
+  LK_OPAQUE(x);
+  LK_OPAQUE(w);
+  Vec<A> k[L];
+#pragma GCC unroll 16
+  for (int j = 0; j < L; ++j) k[j] = vload(w + j * V);
+#pragma GCC unroll 32
+  for (int q = 0; q < TW + L - 1; ++q) {
+    Vec<A> v = vload(x + q * V);
+    if (L > 1) LK_KEEP(v);
+#pragma GCC unroll 16
+    for (int j = 0; j < L; ++j)
+      if (q - j >= 0 && q - j < TW) acc[q - j] = vfma(v, k[j], acc[q - j]);
+  }
+}
+
+template <class A>
+struct Tile {
+  const RunAt<A>* runs;  // by kind
+  const int* count;      // of each kind
+  const A* init;         // what every sum starts from
+  i64 w0, out_step;      // offset added to every run's weights; elements from one output column to the next
+};
+
+// `tiles` neighbouring tiles of TW output columns each; x0 is added to every run's pixel.
+template <class A, int TW>
+void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles) {
+  const i64 w0 = a.w0, out_step = a.out_step;
+  const Vec<A> init = vload(a.init);
+  for (; tiles > 0; --tiles, x0 += TW * kLanes<A>) {
+    Vec<A> acc[TW];
+#pragma GCC unroll 16
+    for (int t = 0; t < TW; ++t) acc[t] = init;
+    const RunAt<A>* r = a.runs;
+#define LK_RUNS(KIND) \
+  for (int n = a.count[KIND]; n > 0; --n, ++r) add_run<kRunLength[KIND], TW>(acc, r->x + x0, r->w + w0)
+    LK_RUNS(0);
+    LK_RUNS(1);
+    LK_RUNS(2);
+    LK_RUNS(3);
+    LK_RUNS(4);
+    LK_RUNS(5);
+#undef LK_RUNS
+#pragma GCC unroll 16
+    for (int t = 0; t < TW; ++t, out += out_step) vstore(out, acc[t]);
+  }
+}
+
+// Columns split into tiles as equal as can be: 14 columns are 7 + 7, not 8 + 6.
+template <class A>
+void conv_row(const Tile<A>& a, i64 x0, A* out, i64 columns) {
+  using Fn = void (*)(const Tile<A>&, i64, A*, int);
+#define LK_T(n) conv_tiles<A, n>
+#if defined(__AVX512F__)
+  static constexpr Fn fn[] = {nullptr, LK_T(1),  LK_T(2),  LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6),  LK_T(7), LK_T(8),
+                              LK_T(9), LK_T(10), LK_T(11), LK_T(12), LK_T(13), LK_T(14), LK_T(15), LK_T(16)};
+#else
+  static constexpr Fn fn[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
+#endif
+#undef LK_T
+  const i64 tiles = (columns + kTile - 1) / kTile;
+  if (tiles == 0) return;
+  const i64 narrow = columns / tiles, wide_tiles = columns % tiles;
+  if (wide_tiles) {
+    fn[narrow + 1](a, x0, out, static_cast<int>(wide_tiles));
+    x0 += wide_tiles * (narrow + 1) * kLanes<A>;
+    out += wide_tiles * (narrow + 1) * a.out_step;
+  }
+  fn[narrow](a, x0, out, static_cast<int>(tiles - wide_tiles));
+}
+
+}  // namespace nhwc
+}  // namespace

@@ -10,7 +10,7 @@ With ``y = fwd(x, w) + b``, cotangent ``g`` of ``y`` and the primitives' own out
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from lightkernels._core.plan import Plan
 
 Grads = tuple[Tensor | None, ...]
-
-
-class Saved(NamedTuple):
-    """What a backward needs beside tensors; the backend is that of the forward."""
-
-    spec: Any
-    args: tuple[Any, ...]
-    backend: str | None
-    plan: Plan | None
 
 
 def channel_sum(g: Tensor) -> Tensor:
@@ -134,30 +125,30 @@ def _eager(op: BilinearOp[Any]) -> Any:
 
     class Eager(Function):
         @staticmethod
-        def forward(ctx: Any, saved: Saved, x: Tensor, bias: Tensor | None, *weights: Tensor) -> Tensor:
+        def forward(ctx: Any, plan: Plan, x: Tensor, bias: Tensor | None, *weights: Tensor) -> Tensor:
             ctx.save_for_backward(x, *weights)
-            ctx.saved = saved
-            plan = saved.plan
-            assert plan is not None
+            ctx.plan = plan
             return plan.fwd(plan.spec, x, op.pack(weights), bias)
 
         @staticmethod
         def backward(ctx: Any, g: Tensor) -> Grads:
             x, *weights = ctx.saved_tensors
-            spec, args, backend, plan = ctx.saved
+            plan = ctx.plan
             need = ctx.needs_input_grad
-            gw: Grads = (None,) * len(weights)
-            gx = gb = None
-            raw = not torch.is_grad_enabled() and type(g) is Tensor and not g.is_neg() and not g._is_zerotensor()
-            if need[1]:
-                packed = op.pack(weights)
-                gx = plan.bwd_x(spec, g, packed) if raw else op.bwd_x(g, packed, x.shape, _last(x), args, backend)
-            if any(need[3:]):
-                packed = plan.bwd_w(spec, g, x) if raw else op.bwd_w(g, x, args, backend)
-                gw = op.unpack(packed, weights)
-            if need[2]:
-                gb = channel_sum(g)
-            return (None, gx, gb, *gw)
+            packed = op.pack(weights)
+            gx = gw = None
+            if torch.is_grad_enabled() or type(g) is not Tensor or g.is_neg() or g._is_zerotensor():
+                if need[1]:
+                    gx = op.bwd_x(g, packed, x.shape, _last(x), plan.args, plan.name)
+                if any(need[3:]):
+                    gw = op.bwd_w(g, x, plan.args, plan.name)
+            else:
+                if need[1]:
+                    gx = plan.bwd_x(plan.spec, g, packed)
+                if any(need[3:]):
+                    gw = plan.bwd_w(plan.spec, g, x)
+            gb = channel_sum(g) if need[2] else None
+            return (None, gx, gb, *((None,) * len(weights) if gw is None else op.unpack(gw, weights)))
 
     Eager.__name__ = Eager.__qualname__ = f"lightkernels_{op.name}"
     return Eager

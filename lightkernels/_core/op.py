@@ -16,7 +16,7 @@ from torch.library import Library
 from torch.utils.flop_counter import register_flop_formula
 
 from lightkernels._core import backends as _backends
-from lightkernels._core.autograd import Rules, Saved
+from lightkernels._core.autograd import Rules
 from lightkernels._core.plan import Memo, Plan
 from lightkernels._core.spec import TensorMeta, require
 from lightkernels._core.vmap import Folding
@@ -27,6 +27,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _RAW_DEVICES = ("cpu", "cuda")
 _functorch = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
+_autocast = torch._C._is_any_autocast_enabled
+_grad_enabled = torch.is_grad_enabled
+_forced = _backends._forced.get
+_exact = _backends._exact.get
 
 
 class SpecBase(Protocol):
@@ -134,31 +138,28 @@ class BilinearOp(Generic[S]):
             return self._through_op(x, weights, bias, raw, backend)
         plain = type(x) in _PLAIN and (bias is None or type(bias) in _PLAIN)
         grad = plain and (x.requires_grad or (bias is not None and bias.requires_grad))
-        key: list[Any] = [raw, backend, _backends._forced.get(), _backends._exact.get()]
+        key: list[Any] = [raw, backend, _forced(), _exact()]
         for w in weights:
             if type(w) not in _PLAIN:
                 plain = False
                 break
             grad = grad or w.requires_grad
-            key.append((w.shape, w.dtype, w.device))
+            key += (w.shape, w.dtype, w.device)
         if not plain or _functorch() or _modes() or forward_ad._current_level >= 0:
             return self._through_op(x, weights, bias, raw, backend)
-        device = x.device
-        kind = device.type
-        if kind not in _RAW_DEVICES or x.is_neg() or x._is_zerotensor():
+        if not (x.is_cpu or x.is_cuda) or x.is_neg() or x._is_zerotensor():
             return self._through_op(x, weights, bias, raw, backend)
-        if torch.is_autocast_enabled(kind):
+        if _autocast() and torch.is_autocast_enabled(kind := x.device.type):
             return self._autocast(kind, x, weights, bias, raw, backend)
-        key += (x.shape, x.stride(), x.dtype, device)
+        key += (x.shape, x.stride(), x.dtype, x.device)
         if bias is not None:
-            key.append((bias.shape, bias.dtype, bias.device))
+            key += (bias.shape, bias.dtype, bias.device)
         plan = self._memo.get(hashable := _hashable(key))
         if plan is None:
             args = self.normalise(x, weights, bias, *raw)
             plan = self._plan(hashable, x, self.pack(weights), bias, args, backend)
-        if grad and torch.is_grad_enabled():
-            saved = Saved(plan.spec, plan.args, plan.name, plan)
-            out: Tensor = self.rules.eager.apply(saved, x, bias, *weights)
+        if grad and _grad_enabled():
+            out: Tensor = self.rules.eager.apply(plan, x, bias, *weights)
             return out
         return plan.fwd(plan.spec, x, self.pack(weights), bias)
 
@@ -250,7 +251,7 @@ class BilinearOp(Generic[S]):
         """The memoised plan of a dispatcher call; ``x`` gives dtype and device, ``meta`` the shape if not ``x``."""
         at = meta or TensorMeta.of(x)
         key = _hashable(
-            [kind, args, backend, _backends._forced.get(), _backends._exact.get(), at]
+            [kind, args, backend, _forced(), _exact(), at]
             + [None if t is None else (t.shape, t.dtype, t.device) for t in (w, b)]
         )
         plan = self._memo.get(key)
@@ -309,10 +310,11 @@ class BilinearOp(Generic[S]):
 
 
 def _hashable(values: Sequence[Any]) -> Hashable:
+    key = tuple(values)
     try:
-        hash(key := tuple(values))
+        hash(key)
     except TypeError:
-        return tuple(_freeze(v) for v in values)
+        return _freeze(key)
     return key
 
 

@@ -29,7 +29,7 @@ class Spec:
     dtype: torch.dtype
     device: str
     exact_nonfinite: bool
-    cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, x: TensorMeta, weight: TensorMeta | None, bias: TensorMeta | None) -> Spec:

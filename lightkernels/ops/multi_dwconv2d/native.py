@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _COMBINE = {"concat": 0, "add": 1, "cumulative": 2}
 _threads = torch.get_num_threads
+_empty = torch.empty_strided
 
 
 def why_not(spec: Spec) -> str | None:
@@ -47,7 +48,7 @@ def _x_stride(spec: Spec) -> tuple[int, ...]:
 
 
 def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
-    key = f"cpu {x} {y}"
+    key = (x, y)
     plan = spec.cache.get(key)
     if plan is None:
         module, reason = native.load("_C")
@@ -77,21 +78,16 @@ def _gradient(spec: Spec, g: Tensor) -> Tensor:
 
 
 def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    plan = spec.cache.get("fwd")
-    if plan is None:
-        plan = spec.cache["fwd"] = _plan(spec, _x_stride(spec), spec.y_stride)
-    x = _input(spec, x)
-    w = w.contiguous()
-    y = x.new_empty_strided(spec.y_shape, spec.y_stride)
+    x, w = _input(spec, x), w.contiguous()
     bias = 0 if b is None else (b := b.contiguous()).data_ptr()
-    plan.fwd(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), _threads())
+    y = _empty(spec.y_shape, spec.y_stride, dtype=spec.dtype, device="cpu")
+    _plan(spec, x.stride(), spec.y_stride).fwd(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), _threads())
     return y
 
 
 def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
-    g = _gradient(spec, g)
-    w = w.contiguous()
-    gx = g.new_empty_strided(spec.x_shape, spec.dense_x_stride)
+    g, w = _gradient(spec, g), w.contiguous()
+    gx = _empty(spec.x_shape, spec.dense_x_stride, dtype=spec.dtype, device="cpu")
     _plan(spec, spec.dense_x_stride, g.stride()).bwd_x(g.data_ptr(), w.data_ptr(), gx.data_ptr(), _threads())
     return gx
 

@@ -67,7 +67,7 @@ class Spec:
     has_bias: bool
     x_stride: tuple[int, ...]
     exact_nonfinite: bool
-    cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, x: TensorMeta, weight: TensorMeta | None, bias: TensorMeta | None, *args: Any) -> Spec:

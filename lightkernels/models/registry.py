@@ -48,7 +48,7 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
     if not isinstance(name, str):
         fail_type("create_model", "name", "be a str", name)
     if name not in _builders:
-        close = difflib.get_close_matches(name, _builders, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "list_models() gives all names."
+        close = difflib.get_close_matches(name, _builders, n=1)
+        hint = f"did you mean {close[0]}?" if close else "list_models() gives all names."
         require(False, "create_model", "name", "be one of list_models()", name, hint=hint)
     return _builders[name](num_classes=num_classes, **options)

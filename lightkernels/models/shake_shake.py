@@ -40,7 +40,8 @@ def shake_shake(a: Tensor, b: Tensor, training: bool) -> Tensor:
     if not training:
         return 0.5 * (a + b)
     shape = (a.shape[0], 1, 1, 1)
-    alpha, beta = a.new_empty(shape).uniform_(), a.new_empty(shape).uniform_()
+    # torch.rand, not uniform_: compiled, two equal calls of uniform_ are merged into one.
+    alpha, beta = (torch.rand(shape, dtype=a.dtype, device=a.device) for _ in range(2))
     out: Tensor = _Mix.apply(a, b, alpha, beta)  # type: ignore[no-untyped-call]
     return out
 

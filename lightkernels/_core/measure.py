@@ -141,7 +141,8 @@ class _Turn:
         if self.best * self.number < min_time:
             self.call()
         for attempt in range(3):
-            samples, spent, faults = [], 0.0, page_faults()
+            samples: list[float] = []
+            spent, faults = 0.0, page_faults()
             while not samples or spent < min_time:
                 sample = self._batch(self.number)
                 samples.append(sample)

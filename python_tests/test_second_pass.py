@@ -91,7 +91,9 @@ def test_multiception(arch: Any, conv: Any, training: bool) -> None:
     options: dict[str, Any] = {"arch": arch, "conv": conv, "classes": 5}
     if arch == "shakenet26_2x96d":
         options["shake"] = _shake
-    _agree(model, second_multiception.forward, _images(2, 3, 8, 10), training, **options)
+    # mobilenetv2 divides the map by 16, and batch statistics over two or three values would magnify rounding.
+    size = (2, 3, 48, 32) if arch == "mobilenetv2" else (2, 3, 8, 10)
+    _agree(model, second_multiception.forward, _images(*size), training, **options)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

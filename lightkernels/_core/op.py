@@ -318,7 +318,7 @@ def _hashable(values: Sequence[Any]) -> Hashable:
     return key
 
 
-def _freeze(value: Any) -> Hashable:
+def _freeze(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_freeze(v) for v in value)
     try:

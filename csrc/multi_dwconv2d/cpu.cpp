@@ -1,6 +1,7 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
 #include "multi_dwconv2d/kernel_cpu.h"
 #include "multi_dwconv2d/nhwc.h"
+#include "multi_dwconv2d/nchw_conv.h"
 
 #define LK_CAT2(a, b) a##b
 #define LK_CAT(a, b) LK_CAT2(a, b)
@@ -15,11 +16,13 @@ const T* in(const void* v) {
 template <class T>
 int fwd_as(const Params& p, const void* x, const void* w, const void* b, void* y) {
   if (p.layout == Layout::nhwc && nhwc::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y))) return ok;
+  if (p.layout == Layout::nchw) return nchw::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
   return generic_fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
 }
 template <class T>
 int bwd_x_as(const Params& p, const void* g, const void* w, void* gx) {
   if (p.layout == Layout::nhwc && nhwc::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx))) return ok;
+  if (p.layout == Layout::nchw) return nchw::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));
   return generic_bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));
 }
 template <class T>

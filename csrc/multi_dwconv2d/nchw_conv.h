@@ -1,0 +1,177 @@
+// NCHW forward and input gradient: both are convolutions of staged planes, by kernels or by flipped kernels.
+#pragma once
+#include "multi_dwconv2d/nchw_cut.h"
+
+namespace {
+namespace nchw {
+
+template <int TH, class A>
+void conv_columns(const ConvTile<A>& t, i64 n) {
+  using W = Vector<A, kWide>;
+  using N = Vector<A, kNarrow>;
+  if constexpr (kWide != kNarrow) {
+    constexpr i64 LW = lanes<W, A>, LN = lanes<N, A>;
+    const i64 rest = n % LW;
+    if (n <= LN) return conv_tile<TH, N>(t, 0, n);
+    if (n > LW && rest && rest <= LN) {
+      conv_tile<TH, W>(t, 0, n - rest);
+      return conv_tile<TH, N>(t, n - LN, n);
+    }
+  }
+  conv_tile<TH, W>(t, 0, n);
+}
+
+// One output map's region; t comes with parts, scratch, weights and bias, and y at the region's first element.
+template <class A>
+void conv_region(ConvTile<A> t, i64 i0, i64 rows, i64 cols) {
+  A* const y = t.y;
+  i64 sevens = sevens_of(rows);
+  for (i64 i = 0; i < rows;) {
+    const i64 left = rows - i;
+    const bool seven = left <= 7 ? left > 4 : sevens > 0;
+    const i64 height = left <= 4 && rows < 8 ? 4 : seven ? 7 : 8;
+    if (rows >= 8 && left < height) i = rows - height;
+    t.i = i0 + i;
+    t.offset = i * t.pitch;
+    t.y = y + i * t.y_row;
+    t.rows = static_cast<int>(smaller(height, rows - i));
+    if (height == 8)
+      conv_columns<8>(t, cols);
+    else if (height == 7)
+      conv_columns<7>(t, cols);
+    else
+      conv_columns<4>(t, cols);
+    if (seven) --sevens;
+    i += height;
+  }
+}
+
+template <class T>
+struct Conv {
+  using A = Acc<T>;
+  const Params& p;
+  const Plan& plan;
+  const Cut& cut;
+  const T *x, *w, *bias;  // x: what is read (the output's gradient in the input pass); y: what is written
+  T* y;
+  bool input;
+
+  i64 scratch_size() const {
+    const i64 out = direct() ? 0 : cut.rows * cut.pitch;
+    return static_cast<i64>(sizeof(A)) * (plan.sources.size * cut.frame.size + out + cut.channels * plan.weights);
+  }
+  bool direct() const { return sizeof(T) == sizeof(A) && (!input || p.stride_w == 1); }
+
+  void run(i64 unit, A* memory, i64& packed, bool& fresh) const {
+    const Unit u = cut.unit(unit, p);
+    A* const out = memory + plan.sources.size * cut.frame.size;
+    A* const weights = out + (direct() ? 0 : cut.rows * cut.pitch);
+    if (packed != u.c0) {
+      for (i64 c = u.c0; c < u.c1; ++c) pack(weights + (c - u.c0) * plan.weights, plan, p, w, c, input);
+      packed = u.c0;
+    }
+    for (i64 n = u.n0; n < u.n1; ++n)
+      for (i64 c = u.c0; c < u.c1; ++c) {
+        for (i64 s = 0; s < plan.sources.size; ++s) read(s, n, c, u.region, memory, fresh);
+        fresh = !cut.whole;
+        for (i64 o = 0; o < plan.outputs.size; ++o)
+          write(o, n, c, u.region, memory, weights + (c - u.c0) * plan.weights, out);
+      }
+  }
+
+  void read(i64 s, i64 n, i64 c, const Region& r, A* memory, bool fresh) const {
+    const Map& m = plan.sources[s];
+    A* const slot = memory + s * cut.frame.size;
+    if (!input) {
+      const T* plane = x + offset(p.x, n, c, m.row0, m.col0);
+      return stage(slot, cut.frame, r, plane, p.x.h * p.stride_h, p.stride_w, m.h, m.w, fresh);
+    }
+    for (i64 q = m.first; q <= m.last; ++q) {
+      const T* plane = x + offset(p.y, n, p.branches[q].out_start + c, 0, 0);
+      if (q == m.first)
+        stage(slot, cut.frame, r, plane, p.y.h, 1, m.h, m.w, fresh);
+      else
+        stage_more(slot, cut.frame, r, plane, p.y.h, 1, m.h, m.w);
+    }
+  }
+
+  void write(i64 o, i64 n, i64 c, const Region& r, const A* memory, const A* weights, A* out) const {
+    const Map& m = plan.outputs[o];
+    const i64 rows = smaller(r.i1, m.h) - r.i0, cols = smaller(r.j1, m.w) - r.j0;
+    if (rows <= 0 || cols <= 0) return;
+    const i64 channel = input ? c : p.branches[m.first].out_start + c;
+    const i64 sh = input ? p.stride_h : 1, sw = input ? p.stride_w : 1;
+    const Strides& st = input ? p.x : p.y;
+    T* const to = y + offset(st, n, channel, m.row0 + r.i0 * sh, m.col0 + r.j0 * sw);
+    const Output& parts = plan.output_parts[o];
+    ConvTile<A> t{plan.parts.data + parts.first_part,
+                  parts.parts,
+                  memory,
+                  weights,
+                  cut.frame.pitch,
+                  bias ? to_acc(bias[channel]) : A(0),
+                  0,
+                  0,
+                  out,
+                  cut.pitch,
+                  0};
+    if (direct()) {
+      t.y = reinterpret_cast<A*>(to);
+      t.y_row = st.h * sh;
+      return conv_region(t, r.i0, rows, cols);
+    }
+    conv_region(t, r.i0, rows, cols);
+    for (i64 i = 0; i < rows; ++i) write_row(to + i * st.h * sh, out + i * cut.pitch, cols, sw);
+  }
+};
+
+template <class T>
+int conv(const Params& p, const T* x, const T* w, const T* bias, T* y, Pass pass) {
+  Plan plan;
+  if (!make_plan(plan, p, pass)) return out_of_memory;
+  const int threads = p.n * p.c * p.ho * p.wo * taps_of(p) > kTeamWork ? p.threads : 1;
+  const Cut cut = make_cut(plan, p, static_cast<i64>(sizeof(Acc<T>)), threads);
+  place(plan, cut.frame);
+  const Conv<T> job{p, plan, cut, x, w, bias, y, pass == Pass::input};
+  return for_units(cut.units(p), threads, job);
+}
+
+// Branches that read channels of their own are convolutions of their own.
+template <class T>
+int each_branch(const Params& p, int (*run)(const Params&, const T*, const T*, const T*, T*), const T* x, const T* w,
+                const T* bias, T* y, bool input) {
+  bool own = false;
+  for (i64 m = 0; m < p.num_branches; ++m) own = own || p.branches[m].in_start != 0 || p.branches[m].channels != p.c;
+  if (!own) return run(p, x, w, bias, y);
+  for (i64 m = 0; m < p.num_branches; ++m) {
+    Branch b = p.branches[m];
+    Params q = p;
+    q.c = b.channels;
+    q.num_branches = 1;
+    q.branches = &b;
+    q.combine = Combine::concat;
+    const i64 skip = b.in_start * p.x.c;
+    b.in_start = 0;
+    if (const int e = run(q, input ? x : x + skip, w, bias, input ? y + skip : y)) return e;
+  }
+  return ok;
+}
+
+template <class T>
+int fwd(const Params& p, const T* x, const T* w, const T* bias, T* y) {
+  if (p.n * p.c * p.ho * p.wo == 0) return ok;
+  return each_branch<T>(
+      p, [](const Params& q, const T* a, const T* b, const T* c, T* d) { return conv(q, a, b, c, d, Pass::forward); },
+      x, w, bias, y, false);
+}
+
+template <class T>
+int bwd_x(const Params& p, const T* g, const T* w, T* gx) {
+  if (p.n * p.c * p.h * p.w == 0) return ok;
+  return each_branch<T>(
+      p, [](const Params& q, const T* a, const T* b, const T* c, T* d) { return conv(q, a, b, c, d, Pass::input); }, g,
+      w, nullptr, gx, true);
+}
+
+}  // namespace nchw
+}  // namespace

@@ -318,7 +318,7 @@ def _hashable(values: Sequence[Any]) -> Hashable:
     return key
 
 
-def _freeze(value: Any) -> Any:
+def _freeze(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(_freeze(v) for v in value)
     try:

@@ -1,0 +1,164 @@
+"""What to measure multi_dwconv2d against, and the truth to check every candidate with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightkernels._core.measure import Entry, compiled, has_compiler
+from lightkernels._core.spec import Layout
+from lightkernels.ops.multi_dwconv2d.op import multi_dwconv2d
+
+LAYOUTS: tuple[Layout, Layout] = ("nchw", "nhwc")
+Forward = Callable[[Tensor, Sequence[Tensor]], Tensor]
+WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+
+
+def ours(combine: str = "concat", backend: str | None = None) -> list[Entry]:
+    """This package's own function, in both layouts."""
+
+    def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        return multi_dwconv2d(x, weights, combine=combine, backend=backend)
+
+    return [Entry("lightkernels", layout, forward, ours=True) for layout in LAYOUTS]
+
+
+def entries(
+    kernel_sizes: Sequence[int],
+    combine: str = "concat",
+    dtype: torch.dtype = torch.float32,
+    compile: Sequence[Layout] = (),
+    native16: bool = False,
+) -> list[Entry]:
+    """The list, for stride 1 and dilation 1.
+
+    One convolution a branch, then cat or sum; for ``add`` one convolution with the merged kernel; for ``concat`` of
+    several branches one convolution with a depth multiplier, whose kernels are padded with zeros and whose output
+    channels stay interleaved; on 16 bit the same in float32 and one rounding at the end, and the native type as well
+    if ``native16``; through torch.compile in the layouts of ``compile``. Kernels are merged or padded once, outside
+    the timing.
+    """
+    forms: list[tuple[str, Forward, dict[str, Any]]] = []
+    for wide in _widths(dtype, native16):
+        tag = "" if wide is None else " upcast"
+        forms.append((f"eager{tag}", _branches(combine, wide), {}))
+        if len(kernel_sizes) > 1 and combine == "add":
+            forms.append((f"merged{tag}", _single(wide), _merged(kernel_sizes)))
+        if len(kernel_sizes) > 1 and combine == "concat":
+            forms.append((f"multiplier{tag}", _single(wide), _multiplier(kernel_sizes)))
+    found = [Entry(name, layout, forward, **more) for name, forward, more in forms for layout in LAYOUTS]
+    if compile and has_compiler():
+        whole = [e for e in found if not e.name.startswith("multiplier") and e.layout in compile]
+        found += [compiled(e) for e in whole]
+    return found
+
+
+def _widths(dtype: torch.dtype, native16: bool) -> list[torch.dtype | None]:
+    wide = WIDE.get(dtype)
+    if wide is None:
+        return [None]
+    return [wide, None] if native16 else [wide]
+
+
+def _branches(combine: str, wide: torch.dtype | None) -> Forward:
+    def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        dtype = x.dtype
+        x = x if wide is None else x.to(wide)
+        parts = []
+        for w in weights:
+            w = w if wide is None else w.to(wide)
+            parts.append(F.conv2d(x, w, padding=w.shape[-1] // 2, groups=x.shape[1]))
+        if len(parts) == 1:
+            y = parts[0]
+        elif combine == "concat":
+            y = torch.cat(parts, 1)
+        else:
+            y = parts[0]
+            for part in parts[1:]:
+                y = y + part
+        return y.to(dtype)
+
+    return forward
+
+
+def _single(wide: torch.dtype | None) -> Forward:
+    def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        (w,) = weights
+        if wide is not None:
+            return F.conv2d(x.to(wide), w.to(wide), padding=w.shape[-1] // 2, groups=x.shape[1]).to(x.dtype)
+        return F.conv2d(x, w, padding=w.shape[-1] // 2, groups=x.shape[1])
+
+    return forward
+
+
+def _spread(w: Tensor, hull: int) -> Tensor:
+    pad = (hull - w.shape[-1]) // 2
+    return F.pad(w, (pad, pad, pad, pad))
+
+
+def _crop(w: Tensor, k: int) -> Tensor:
+    start = (w.shape[-1] - k) // 2
+    return w[..., start : start + k, start : start + k]
+
+
+def _merged(kernel_sizes: Sequence[int]) -> dict[str, Any]:
+    hull = max(kernel_sizes)
+
+    def weights(ws: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.stack([_spread(w, hull) for w in ws]).sum(0)]
+
+    def weight_grads(grads: Sequence[Tensor]) -> list[Tensor]:
+        return [_crop(grads[0], k) for k in kernel_sizes]
+
+    return {"weights": weights, "weight_grads": weight_grads}
+
+
+def _multiplier(kernel_sizes: Sequence[int]) -> dict[str, Any]:
+    hull, count = max(kernel_sizes), len(kernel_sizes)
+
+    def weights(ws: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.stack([_spread(w, hull) for w in ws], 1).flatten(0, 1)]
+
+    def weight_grads(grads: Sequence[Tensor]) -> list[Tensor]:
+        parts = grads[0].unflatten(0, (-1, count)).unbind(1)
+        return [_crop(p, k) for p, k in zip(parts, kernel_sizes, strict=True)]
+
+    def gradient(g: Tensor) -> Tensor:
+        return torch.stack(g.chunk(count, 1), 2).flatten(1, 2)
+
+    def output(y: Tensor) -> Tensor:
+        return torch.cat([y[:, m::count] for m in range(count)], 1)
+
+    return {"weights": weights, "weight_grads": weight_grads, "gradient": gradient, "output": output}
+
+
+def truth(x: Tensor, weights: Sequence[Tensor], g: Tensor, combine: str = "concat") -> dict[str, list[Tensor]]:
+    """Every pass in float64, tap by tap, for stride 1 and dilation 1: no convolution of PyTorch's is involved."""
+    n, c, h, w = x.shape
+    reach = max(v.shape[-1] for v in weights) // 2
+    wide = F.pad(x.double(), (reach,) * 4).contiguous()
+    gradient = g.double().contiguous()
+    parts = [gradient] * len(weights) if combine == "add" else list(gradient.split(c, 1))
+    dx = torch.zeros_like(wide)
+    outputs, weight_grads = [], []
+    for weight, part in zip(weights, parts, strict=True):
+        kernel = weight.double().squeeze(1)
+        k = kernel.shape[-1]
+        y, dw = torch.zeros(n, c, h, w, dtype=torch.float64, device=x.device), torch.empty_like(kernel)
+        for u in range(k):
+            for v in range(k):
+                i, j = reach - k // 2 + u, reach - k // 2 + v
+                seen = wide[:, :, i : i + h, j : j + w]
+                tap = kernel[:, u, v].view(1, c, 1, 1)
+                y.addcmul_(seen, tap)
+                dx[:, :, i : i + h, j : j + w].addcmul_(part, tap)
+                dw[:, u, v] = (seen * part).sum((0, 2, 3))
+        outputs.append(y)
+        weight_grads.append(dw.unsqueeze(1))
+    gx = dx[:, :, reach : reach + h, reach : reach + w]
+    total = torch.stack(outputs).sum(0) if combine == "add" else torch.cat(outputs, 1)
+    return {"forward": [total], "grad_x": [gx], "grad_w": weight_grads, "step": [gx, *weight_grads]}

@@ -30,10 +30,9 @@ def test_names():
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_name_makes_a_network_whose_depthwise_layers_are_ours(name):
-    side = 32 if "mobilenetv2" in name else 8
     with torch.device("meta"):
         model = create_model(name, num_classes=7)
-        assert model(torch.empty(2, 3, side, side)).shape == (2, 7)
+    assert model.classifier.out_features == 7
     ours = {id(branch) for m in model.modules() if isinstance(m, MultiDepthwiseConv2d) for branch in m.branches}
     assert {id(m) for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1} == ours
 

@@ -105,10 +105,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A call to time, and what to do before each of its turns, such as setting the number of threads."""
+    """A call to time, and what to do before each of its turns, such as setting the number of threads.
+
+    ``seen`` is how long a call took before, if that is known.
+    """
 
     call: Callable[[], object]
     prepare: Callable[[], object] | None = None
+    seen: float | None = None
 
 
 @dataclass
@@ -120,9 +124,13 @@ class _Turn:
     samples: list[float] = field(default_factory=list)
     faults: int = 0
 
-    def calibrate(self) -> None:
+    def calibrate(self, seen: float | None, hopeless: float) -> None:
         if self.prepare is not None:
             self.prepare()
+        if seen is not None and seen > hopeless:
+            self.best = seen
+            self.samples.append(seen)
+            return
         self.call()
         self.best = self._batch(1)
         self.best = min(self.best, self._batch(8 if self.best < _BATCH_SECONDS else 1))
@@ -166,7 +174,8 @@ def interleaved(
 
     Calls shorter than 0.2 ms are timed in batches. A turn with page faults in its timed region is repeated, at most
     twice; what then is left is in ``Timing.faults``. A candidate ``give_up`` times slower than the fastest is timed
-    in the first round only: it decides nothing and would take most of the time.
+    in the first round only, and if a call of a second or more was already seen to be ten times slower than that, not
+    again: it decides nothing and would take most of the time.
 
     Args:
         candidates: name to a call without arguments, or to a ``Candidate`` with something to prepare.
@@ -182,17 +191,19 @@ def interleaved(
     for name, given in candidates.items():
         candidate = given if isinstance(given, Candidate) else Candidate(given)
         turns[name] = _Turn(candidate.call, candidate.prepare)
-    for turn in turns.values():
-        turn.calibrate()
+    fastest = math.inf
+    for turn, given in zip(turns.values(), candidates.values(), strict=True):
+        turn.calibrate(given.seen if isinstance(given, Candidate) else None, max(1.0, 10 * give_up * fastest))
+        fastest = min(fastest, turn.best)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         for i in range(rounds):
-            limit = math.inf if i == 0 else give_up * min(turn.best for turn in turns.values())
+            limit = give_up * min(turn.best for turn in turns.values())
             order = list(turns.values())
             for turn in order if i % 2 == 0 else reversed(order):
-                if turn.best <= limit:
+                if not turn.samples or turn.best <= limit:
                     turn.run(min_time)
     finally:
         if collecting:
@@ -330,18 +341,21 @@ def contest(
     Raises:
         WrongResult: if one of ours is wrong. A baseline that is wrong or fails is left out and named in the result.
     """
-    calls: dict[str, Callable[[], object]] = {}
+    calls: dict[str, Callable[[], object] | Candidate] = {}
     errors, refused = {}, {}
     for entry in entries:
         try:
             call = entry.call(kind, x, weights, g)
-            errors[entry.label] = check(f"{entry.label}, {kind}", entry.results(kind, call()), truth)
+            start = time.perf_counter()
+            outputs = call()
+            seen = time.perf_counter() - start
+            errors[entry.label] = check(f"{entry.label}, {kind}", entry.results(kind, outputs), truth)
         except Exception as reason:
             if entry.ours:
                 raise
             refused[entry.label] = f"{type(reason).__name__}: {reason}".splitlines()[0]
             continue
-        calls[entry.label] = call
+        calls[entry.label] = Candidate(call, seen=seen)
     timings = interleaved(calls, rounds=rounds, min_time=min_time, give_up=give_up)
     return Result(kind, timings, errors, refused, tuple(e.label for e in entries if e.ours))
 

@@ -136,13 +136,13 @@ def _multiplier(kernel_sizes: Sequence[int]) -> dict[str, Any]:
     return {"weights": weights, "weight_grads": weight_grads, "gradient": gradient, "output": output}
 
 
-def truth(x: Tensor, weights: Sequence[Tensor], g: Tensor, combine: str = "concat") -> dict[str, list[Tensor]]:
-    """Every pass in float64, tap by tap, for stride 1 and dilation 1: no convolution of PyTorch's is involved."""
+def truth(x: Tensor, weights: Sequence[Tensor], g: Tensor, combine: str = "concat", kind: str = "step") -> list[Tensor]:
+    """The results of pass ``kind`` in float64, tap by tap, for stride 1 and dilation 1: no convolution of PyTorch's."""
     n, c, h, w = x.shape
     reach = max(v.shape[-1] for v in weights) // 2
     wide = F.pad(x.double(), (reach,) * 4).contiguous()
-    gradient = g.double().contiguous()
-    parts = [gradient] * len(weights) if combine == "add" else list(gradient.split(c, 1))
+    g = g.double().contiguous()
+    parts = [g] * len(weights) if combine == "add" else list(g.split(c, 1))
     dx = torch.zeros_like(wide)
     outputs, weight_grads = [], []
     for weight, part in zip(weights, parts, strict=True):
@@ -154,11 +154,15 @@ def truth(x: Tensor, weights: Sequence[Tensor], g: Tensor, combine: str = "conca
                 i, j = reach - k // 2 + u, reach - k // 2 + v
                 seen = wide[:, :, i : i + h, j : j + w]
                 tap = kernel[:, u, v].view(1, c, 1, 1)
-                y.addcmul_(seen, tap)
-                dx[:, :, i : i + h, j : j + w].addcmul_(part, tap)
-                dw[:, u, v] = (seen * part).sum((0, 2, 3))
+                if kind == "forward":
+                    y.addcmul_(seen, tap)
+                if kind in ("grad_x", "step"):
+                    dx[:, :, i : i + h, j : j + w].addcmul_(part, tap)
+                if kind in ("grad_w", "step"):
+                    dw[:, u, v] = torch.einsum("nchw,nchw->c", seen, part)
         outputs.append(y)
         weight_grads.append(dw.unsqueeze(1))
+    if kind == "forward":
+        return [torch.stack(outputs).sum(0) if combine == "add" else torch.cat(outputs, 1)]
     gx = dx[:, :, reach : reach + h, reach : reach + w]
-    total = torch.stack(outputs).sum(0) if combine == "add" else torch.cat(outputs, 1)
-    return {"forward": [total], "grad_x": [gx], "grad_w": weight_grads, "step": [gx, *weight_grads]}
+    return {"grad_x": [gx], "grad_w": weight_grads, "step": [gx, *weight_grads]}[kind]

@@ -173,6 +173,27 @@ LK_INLINE void vstore(T* p, Vec<Acc<T>> v) {
   }
 }
 
+// Stores past the caches; p must be aligned to the vector. A thread that used them ends with stream_fence().
+#if defined(__AVX512F__)
+LK_INLINE void vstream(float* p, Vec<float> v) { _mm512_stream_ps(p, (__m512)v); }
+LK_INLINE void vstream(double* p, Vec<double> v) { _mm512_stream_pd(p, (__m512d)v); }
+#elif defined(__AVX2__)
+LK_INLINE void vstream(float* p, Vec<float> v) { _mm256_stream_ps(p, (__m256)v); }
+LK_INLINE void vstream(double* p, Vec<double> v) { _mm256_stream_pd(p, (__m256d)v); }
+#else
+template <class T>
+LK_INLINE void vstream(T* p, Vec<Acc<T>> v) {
+  vstore(p, v);
+}
+#endif
+#if defined(__AVX2__)
+constexpr bool kCanStream = true;
+LK_INLINE void stream_fence() { _mm_sfence(); }
+#else
+constexpr bool kCanStream = false;
+LK_INLINE void stream_fence() {}
+#endif
+
 #if defined(__AVX512F__)
 using Half = __m256i;
 LK_INLINE Half load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -201,6 +222,17 @@ LK_INLINE Half narrow(Vec<float> v, bf16) {
   const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
   const __m256i r = _mm256_srli_epi32(_mm256_blendv_epi8(round, quiet, nan), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+#endif
+#if defined(__AVX512F__)
+template <class T>
+LK_INLINE void vstream(T* p, Vec<float> v) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(v, T{}));
+}
+#elif defined(__AVX2__)
+template <class T>
+LK_INLINE void vstream(T* p, Vec<float> v) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(v, T{}));
 }
 #endif
 #if defined(__AVX2__)

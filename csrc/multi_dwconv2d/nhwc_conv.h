@@ -7,6 +7,8 @@ namespace nhwc {
 
 constexpr double kTeamGrain = 400e3;  // multiply-adds below which a team of threads costs more than it saves
 
+constexpr i64 kStreamBytes = 1 << 20;  // output size from which it bypasses the caches
+
 // How the work is cut: a unit is one channel block of one strip of rows of one image.
 struct Cut {
   i64 blocks, strips;
@@ -21,19 +23,22 @@ struct Conv {
   const Ring<A>& r;
   const T *src, *w, *bias;
   T* dst;
+  bool stream;
   Stage<T> stage;
-  A *packed, *row;
+  A *packed, *line;
   RunAt<A>* active;
+  int (*count)[kRunKinds];
+  const char** ahead_of;
   char* ready;
 
   i64 block_channels() const { return static_cast<i64>(r.vecs) * V; }
   i64 packed_elements() const { return static_cast<i64>(r.vecs) * g.slots * V; }
   void take(Arena& a, i64 chunk) {
-    int most = 0;
-    for (int k = 0; k < g.passes; ++k) most = imax(most, g.pass[k].runs);
     stage.take(a);
-    active = a.take<RunAt<A>>(most);
-    row = a.take<A>(r.panel * V);
+    active = a.take<RunAt<A>>(r.rows * g.runs);
+    count = a.take<int[kRunKinds]>(r.rows * g.passes);
+    ahead_of = a.take<const char*>(g.planes * g.in_step_h);
+    line = a.take<A>(r.panel * V * kBlockVecs<T>);
     ready = a.take<char>(chunk);
     packed = a.take<A>(chunk * packed_elements());
   }
@@ -58,47 +63,106 @@ struct Conv {
     }
   }
 
-  void grid_row(const Pass& s, i64 i, i64 j0, i64 c0, i64 channels, const A* weights, T* image) {
-    const i64 y = i * g.out_step_h + s.row0;
-    if (y >= g.out_h) return;
-    i64 n = (g.out_w - s.col0 + g.out_step_w - 1) / g.out_step_w - j0;
-    if (n > r.panel) n = r.panel;
-    if (n <= 0) return;
-    int count[kRunKinds] = {}, m = 0;
-    for (int k = s.run; k < s.run + s.runs; ++k) {
-      const Run& t = g.run[k];
-      const i64 line = i * g.in_step_h + t.dr;
-      if (line < 0 || line >= g.in_h) continue;
-      active[m++] = {stage.at(t.plane, t.row) + t.x, weights + t.w};
-      ++count[t.kind];
-    }
-    T* to = image + y * g.out.h + (j0 * g.out_step_w + s.col0) * g.out.w + s.channel + c0;
-    const i64 step = g.out.w * g.out_step_w;
-    for (i64 v = 0; v * V < channels; ++v, to += V) {
-      const A* own = weights + v * g.slots * V;
-      const int left = imin(channels - v * V, V);
-      if constexpr (sizeof(T) == sizeof(A)) {
-        if (left == V) {
-          conv_row<A>({active, count, own + s.slot * V, v * g.slots * V, step}, v * r.vec, to, n);
-          continue;
-        }
+  // Runs that meet the image at grid row i, the d-th of those staged.
+  void resolve(i64 i, int d) {
+    for (int k = 0; k < g.passes; ++k) {
+      const Pass& s = g.pass[k];
+      RunAt<A>* to = active + d * g.runs + s.run;
+      int* n = count[d * g.passes + k];
+      for (int e = 0; e < kRunKinds; ++e) n[e] = 0;
+      for (int e = s.run; e < s.run + s.runs; ++e) {
+        const Run& t = g.run[e];
+        const i64 row = i * g.in_step_h + t.dr;
+        if (row < 0 || row >= g.in_h) continue;
+        to->x = stage.at(t.plane, t.row + d * static_cast<int>(g.in_step_h)) + t.x;
+        to->w = packed + t.w;
+        ++to;
+        ++n[t.kind];
       }
-      conv_row<A>({active, count, own + s.slot * V, v * g.slots * V, V}, v * r.vec, row, n);
-      if (left == V)
-        for (i64 j = 0; j < n; ++j) vstore(to + j * step, vload(row + j * V));
-      else
-        for (i64 j = 0; j < n; ++j) vstore(to + j * step, vload(row + j * V), left);
     }
   }
 
-  void unit(const T* from, T* to, i64 c0, i64 i0, i64 i1, const A* weights) {
+  // What the next rows will stage in place of those that grid row i needed last; past the image, the next unit's.
+  Ahead ahead(const T* from, i64 next_unit, i64 i, i64 j0, int rows, i64 runs) {
+    Ahead h{ahead_of, 0, 0, g.in.w * static_cast<i64>(sizeof(T)), 0, 0};
+    i64 first = j0 * g.in_step_w + g.lo_c, last = first + r.class_cols * g.in_step_w;
+    first = first < 0 ? 0 : first;
+    last = last > g.in_w ? g.in_w : last;
+    for (int q = 0; q < g.planes; ++q)
+      for (i64 k = 1; k <= g.in_step_h; ++k) {
+        i64 row = (i + rows - 1) * g.in_step_h + g.plane[q].hi + k;
+        if (row < 0 || row >= 2 * g.in_h) continue;
+        const T* p = from + g.plane[q].channel + first * g.in.w;
+        p += row < g.in_h ? row * g.in.h : next_unit + (row - g.in_h) * g.in.h;
+        ahead_of[h.streams++] = reinterpret_cast<const char*>(p);
+      }
+    if (last > first) h.end = (last - first) * h.step;
+    h.rate = runs > 0 ? static_cast<int>((last - first + runs - 1) / runs) : 0;
+    return h;
+  }
+
+  i64 columns(const Pass& s, i64 j0) const {
+    const i64 n = (g.out_w - s.col0 + g.out_step_w - 1) / g.out_step_w - j0;
+    return n < r.panel ? n : r.panel;
+  }
+
+  // One line of channels of one grid row.
+  void compute(i64 i, i64 j0, int d, int v0, i64 c0, i64 channels, const A* weights, T* image, Ahead& ahead) {
+    constexpr int L = kBlockVecs<T>;
+    const i64 w0 = weights - packed;
+    for (int k = 0; k < g.passes; ++k) {
+      const Pass& s = g.pass[k];
+      const i64 y = i * g.out_step_h + s.row0, n = columns(s, j0), step = g.out.w * g.out_step_w;
+      if (y >= g.out_h || n <= 0) continue;
+      T* to = image + y * g.out.h + (j0 * g.out_step_w + s.col0) * g.out.w + s.channel + c0 + v0 * V;
+      const i64 left = channels - v0 * V;
+      const bool streaming = stream && left >= L * V && s.channel * sizeof(T) % 64 == 0;
+      for (int v = v0; v < v0 + L && v * V < channels; ++v, to += V) {
+        const i64 own = w0 + static_cast<i64>(v) * g.slots * V;
+        const bool whole = channels - v * V >= V;
+        Tile<A> tile{active + d * g.runs + s.run, count[d * g.passes + k], packed + own + s.slot * V, own, step, false};
+        if constexpr (sizeof(T) == sizeof(A)) {
+          if (whole && (L == 1 || !streaming)) {
+            tile.stream = streaming;
+            conv_row<A>(tile, v * r.vec, to, n, ahead);
+            continue;
+          }
+        }
+        A* part = line + (v - v0) * n * V;
+        tile.out_step = V;
+        conv_row<A>(tile, v * r.vec, part, n, ahead);
+        if (streaming) continue;
+        if (whole)
+          for (i64 j = 0; j < n; ++j) vstore(to + j * step, vload(part + j * V));
+        else
+          for (i64 j = 0; j < n; ++j) vstore(to + j * step, vload(part + j * V), static_cast<int>(channels - v * V));
+      }
+      if (streaming && !(sizeof(T) == sizeof(A) && L == 1)) {
+        to -= L * V;
+        for (i64 j = 0; j < n; ++j, to += step)
+#pragma GCC unroll 4
+          for (int f = 0; f < L; ++f) vstream(to + f * V, vload(line + (f * n + j) * V));
+      }
+    }
+  }
+
+  void unit(const T* from, i64 next_unit, T* to, i64 c0, i64 i0, i64 i1, const A* weights) {
     i64 channels = g.channels - c0;
     if (channels > block_channels()) channels = block_channels();
     for (i64 j0 = 0; j0 < g.cols; j0 += r.panel) {
       stage.start(i0);
-      for (i64 i = i0; i < i1; ++i, stage.advance()) {
-        stage.fill(from + c0, i, j0, channels);
-        for (int k = 0; k < g.passes; ++k) grid_row(g.pass[k], i, j0, c0, channels, weights, to);
+      i64 runs = 0;
+      for (int k = 0; k < g.passes; ++k)
+        runs += (columns(g.pass[k], j0) + kTile - 1) / kTile * g.pass[k].runs * kBlockVecs<T>;
+      for (i64 i = i0; i < i1; i += r.rows, stage.advance(r.rows)) {
+        const int rows = imin(r.rows, i1 - i);
+        stage.fill(from + c0, i + rows - 1, j0, channels);
+        for (int d = 0; d < rows; ++d) resolve(i + d, d);
+        for (int v = 0; v * V < channels; v += kBlockVecs<T>)
+          for (int d = 0; d < rows; ++d) {
+            Ahead h = ahead(from + c0 + v * V, next_unit, i + d, j0, rows, runs);
+            compute(i + d, j0, d, v, c0, channels, weights, to, h);
+          }
       }
     }
   }
@@ -112,10 +176,21 @@ struct Conv {
       A* weights = packed + b * packed_elements();
       if (!ready[b]) pack(c0, weights);
       ready[b] = 1;
-      unit(src + n * g.in.n, dst + n * g.out.n, c0, i0, (strip + 1) * g.rows / cut.strips, weights);
+      unit(src + n * g.in.n, b + 1 < b1 - b0 ? block_channels() : g.in.n - b * block_channels(), dst + n * g.out.n, c0,
+           i0, (strip + 1) * g.rows / cut.strips, weights);
     }
   }
 };
+
+// Whether whole lines go to memory past the caches: for outputs that caches would not keep anyway, and where a channel
+// block's lines are its own.
+template <class T>
+bool streams(const Params& p, const Plan& g, const T* dst) {
+  const i64 bytes = p.n * g.out_h * g.out_w * g.channels * (g.backward ? 1 : g.passes) * static_cast<i64>(sizeof(T));
+  const i64 line = 64 / static_cast<i64>(sizeof(T));
+  return kCanStream && bytes >= kStreamBytes && reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 &&
+         g.out.w % line == 0 && g.out.h % line == 0 && g.out.n % line == 0;
+}
 
 // False: nothing was computed, the case does not fit the scratch.
 template <class T>
@@ -133,12 +208,14 @@ bool conv_group(const Params& p, bool backward, int first, int branches, const T
   take_plan(g, plan);
   build(p, g, kLongestRun);
 
-  const int vecs = imin(kBlockVecs<T>, (g.channels + kLanes<A> - 1) / kLanes<A>);
-  const Ring<A> r = fit_ring<A>(g, vecs);
+  const Ring<A> r = fit_ring<T>(g, p.n, threads);
+  const int vecs = r.vecs;
   Cut cut;
   cut.blocks = (g.channels + vecs * kLanes<A> - 1) / (vecs * kLanes<A>);
   cut.strips = 1;
-  Conv<T> c{p, g, r, src, w, bias, dst, {g, r, nullptr, nullptr, nullptr, nullptr}, nullptr, nullptr, nullptr, nullptr};
+  const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr};
+  Conv<T> c{p,     g,       r,       src,     w,       bias,    dst,    streams<T>(p, g, dst),
+            stage, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   Arena fixed{nullptr, 0};
   c.take(fixed, 0);
   const i64 block_bytes = c.packed_elements() * static_cast<i64>(sizeof(A)) + 64;
@@ -157,6 +234,7 @@ bool conv_group(const Params& p, bool backward, int first, int branches, const T
       Conv<T> mine = c;
       mine.take(own, chunk);
       mine.work(cut, b0, b1, units * t / threads, units * (t + 1) / threads);
+      if (mine.stream) stream_fence();
     }
   }
   return true;

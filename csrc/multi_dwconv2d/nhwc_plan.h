@@ -201,7 +201,7 @@ inline void build(const Params& p, Plan& g, int longest) {
 template <class A>
 struct Ring {
   i64 panel, class_cols, vec, row;  // grid columns at once; columns of a class; elements of one vector's row, of all
-  int vecs;                         // vectors of a channel block
+  int vecs, rows;                   // vectors of a channel block; grid rows at once
 };
 
 template <class A>
@@ -210,6 +210,7 @@ Ring<A> ring_of(Plan& g, i64 panel, int vecs, int rows_at_once) {
   Ring<A> r;
   r.panel = panel;
   r.vecs = vecs;
+  r.rows = rows_at_once;
   r.class_cols = panel + (g.hi_c - g.lo_c) / s;
   r.vec = s * r.class_cols * v;
   r.row = vecs * r.vec;

@@ -6,7 +6,9 @@ namespace {
 namespace nhwc {
 
 constexpr std::size_t kThreadBytes = 1u << 20;  // scratch of one thread
-constexpr std::size_t kRingBytes = 256u << 10;  // of which staged rows: a part of the second-level cache
+constexpr i64 kRowsGrain = 64;                  // pixels of a row, or of several short rows, computed at once
+constexpr i64 kRingBytes = 512 << 10;           // of which staged rows at most
+constexpr i64 kWeightBytes = 320 << 10;         // and packed weights of one channel block
 
 // Vectors of a channel block: enough that a pixel's block fills a cache line.
 template <class T>
@@ -16,9 +18,10 @@ constexpr int kBlockVecs =
 template <class T, int F>
 LK_INLINE void copy_full(const T* src, i64 step, Acc<T>* dst, i64 vec, i64 n) {
   constexpr int V = kLanes<Acc<T>>;
-  for (i64 i = 0; i < n; ++i, src += step, dst += V)
+  for (i64 i = 0; i < n; ++i, src += step, dst += V) {
 #pragma GCC unroll 4
     for (int f = 0; f < F; ++f) vstore(dst + f * vec, vload(src + f * V));
+  }
 }
 
 // n pixels of `channels` channels, `step` elements apart; vector f goes to dst + f * vec.
@@ -44,18 +47,35 @@ void zero_pixels(A* dst, i64 vec, i64 n, int vecs) {
     for (i64 i = 0; i < n; ++i) vstore(dst + f * vec + i * kLanes<A>, Vec<A>{});
 }
 
-// Grid columns are cut into panels where whole rows would not fit.
 template <class A>
-Ring<A> fit_ring(Plan& g, int vecs) {
-  Ring<A> r = ring_of<A>(g, g.cols, vecs, 1);
-  const i64 bytes = ring_elements(g, r) * static_cast<i64>(sizeof(A)), limit = static_cast<i64>(kRingBytes);
-  if (bytes <= limit) return r;
-  const i64 halo = r.class_cols - r.panel, a_column = bytes / r.class_cols;
-  i64 panel = limit / a_column - halo;
-  if (panel < 2 * kTile) panel = 2 * kTile;
-  const i64 panels = (g.cols + panel - 1) / panel;
-  panel = ((g.cols + panels - 1) / panels + kTile - 1) / kTile * kTile;
-  return ring_of<A>(g, panel < g.cols ? panel : g.cols, vecs, 1);
+i64 ring_bytes(const Plan& g, const Ring<A>& r) {
+  return ring_elements(g, r) * static_cast<i64>(sizeof(A));
+}
+
+// As many channels at once as the scratch holds, so that memory is read and written in order; where one line of
+// channels is too much already, grid columns are cut into panels. `units` other pieces of work exist for `threads`.
+template <class T>
+Ring<Acc<T>> fit_ring(Plan& g, i64 units, int threads) {
+  using A = Acc<T>;
+  constexpr int V = kLanes<A>, line = kBlockVecs<T>;
+  int rows = imax(1, kRowsGrain / g.cols);
+  rows = imin(rows, g.rows);
+  rows = imax(1, (g.rows + (g.rows + rows - 1) / rows - 1) / ((g.rows + rows - 1) / rows));
+  const int need = static_cast<int>((g.channels + V - 1) / V), lines = (need + line - 1) / line;
+  const i64 a_line = ring_bytes(g, ring_of<A>(g, g.cols, line, rows)), weights = g.slots * kVecBytes * line;
+  if (a_line > kRingBytes) {
+    const Ring<A> r = ring_of<A>(g, g.cols, imin(line, need), 1);
+    const i64 a_column = ring_bytes(g, r) / r.class_cols, halo = r.class_cols - r.panel;
+    const i64 panel = (kRingBytes / a_column - halo) / kTile * kTile;
+    return ring_of<A>(g, imin(panel < 2 * kTile ? 2 * kTile : panel, g.cols), imin(line, need), 1);
+  }
+  int most = imin(kRingBytes / a_line, kWeightBytes / weights > 0 ? kWeightBytes / weights : 1), blocks = 0;
+  for (most = imin(most, lines); most > 0; --most) {
+    blocks = (lines + most - 1) / most;
+    if (units * blocks % threads == 0 || units * blocks >= 4 * threads) break;
+  }
+  if (most == 0) blocks = (lines + imin(lines, kRingBytes / a_line) - 1) / imin(lines, kRingBytes / a_line);
+  return ring_of<A>(g, g.cols, imin(need, (lines + blocks - 1) / blocks * line), rows);
 }
 
 // One image row, `src` at its column 0, into a staged row whose first column is image column q0.
@@ -117,14 +137,14 @@ struct Stage {
       if (last >= g.in_h) last = g.in_h - 1;
       for (; next[q] <= last; ++next[q]) {
         const i64 row = next[q];
-        stage_row<T>(src + f.channel * g.in.c + row * g.in.h, g.in.w, g.in_w, j0 * g.in_step_w + g.lo_c, g.in_step_w,
+        stage_row<T>(src + f.channel + row * g.in.h, g.in.w, g.in_w, j0 * g.in_step_w + g.lo_c, g.in_step_w,
                      r.class_cols, base[q] + row % f.ring * r.row, r.vec, channels);
       }
     }
   }
-  void advance() {
+  void advance(i64 grid_rows) {
     for (int q = 0; q < g.planes; ++q) {
-      slot[q] += static_cast<int>(g.in_step_h);
+      slot[q] += static_cast<int>(grid_rows * g.in_step_h);
       while (slot[q] >= g.plane[q].ring) slot[q] -= g.plane[q].ring;
     }
   }

@@ -51,17 +51,30 @@ LK_INLINE void add_run(Vec<A>* acc, const A* x, const A* w) {
   }
 }
 
+// Lines that a later row will read, fetched a few at a time between runs: the memory works while the sums do.
+// A stream is a row of pixels; `at` counts bytes from its start.
+struct Ahead {
+  const char** from;
+  int streams, rate;  // rate: pixels a run
+  i64 step, at, end;
+};
+
 template <class A>
 struct Tile {
   const RunAt<A>* runs;  // by kind
   const int* count;      // of each kind
   const A* init;         // what every sum starts from
   i64 w0, out_step;      // offset added to every run's weights; elements from one output column to the next
+  bool stream;           // past the caches
 };
 
 // `tiles` neighbouring tiles of TW output columns each; x0 is added to every run's pixel.
 template <class A, int TW>
-void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles) {
+void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles, Ahead& ahead) {
+  const char** from = ahead.from;
+  const int streams = ahead.streams, rate = ahead.at < ahead.end ? ahead.rate : 0;
+  const i64 ahead_step = ahead.step;
+  i64 at = ahead.at;
   const i64 w0 = a.w0, out_step = a.out_step;
   const Vec<A> init = vload(a.init);
   for (; tiles > 0; --tiles, x0 += TW * kLanes<A>) {
@@ -69,8 +82,12 @@ void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles) {
 #pragma GCC unroll 16
     for (int t = 0; t < TW; ++t) acc[t] = init;
     const RunAt<A>* r = a.runs;
-#define LK_RUNS(KIND) \
-  for (int n = a.count[KIND]; n > 0; --n, ++r) add_run<kRunLength[KIND], TW>(acc, r->x + x0, r->w + w0)
+#define LK_RUNS(KIND)                                                           \
+  for (int n = a.count[KIND]; n > 0; --n, ++r) {                                \
+    for (int k = rate; k > 0; --k, at += ahead_step)                            \
+      for (int q = 0; q < streams; ++q) __builtin_prefetch(from[q] + at, 0, 2); \
+    add_run<kRunLength[KIND], TW>(acc, r->x + x0, r->w + w0);                   \
+  }
     LK_RUNS(0);
     LK_RUNS(1);
     LK_RUNS(2);
@@ -78,15 +95,21 @@ void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles) {
     LK_RUNS(4);
     LK_RUNS(5);
 #undef LK_RUNS
+    if (a.stream) {
 #pragma GCC unroll 16
-    for (int t = 0; t < TW; ++t, out += out_step) vstore(out, acc[t]);
+      for (int t = 0; t < TW; ++t, out += out_step) vstream(out, acc[t]);
+    } else {
+#pragma GCC unroll 16
+      for (int t = 0; t < TW; ++t, out += out_step) vstore(out, acc[t]);
+    }
   }
+  ahead.at = at;
 }
 
 // Columns split into tiles as equal as can be: 14 columns are 7 + 7, not 8 + 6.
 template <class A>
-void conv_row(const Tile<A>& a, i64 x0, A* out, i64 columns) {
-  using Fn = void (*)(const Tile<A>&, i64, A*, int);
+void conv_row(const Tile<A>& a, i64 x0, A* out, i64 columns, Ahead& ahead) {
+  using Fn = void (*)(const Tile<A>&, i64, A*, int, Ahead&);
 #define LK_T(n) conv_tiles<A, n>
 #if defined(__AVX512F__)
   static constexpr Fn fn[] = {nullptr, LK_T(1),  LK_T(2),  LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6),  LK_T(7), LK_T(8),
@@ -99,11 +122,11 @@ void conv_row(const Tile<A>& a, i64 x0, A* out, i64 columns) {
   if (tiles == 0) return;
   const i64 narrow = columns / tiles, wide_tiles = columns % tiles;
   if (wide_tiles) {
-    fn[narrow + 1](a, x0, out, static_cast<int>(wide_tiles));
+    fn[narrow + 1](a, x0, out, static_cast<int>(wide_tiles), ahead);
     x0 += wide_tiles * (narrow + 1) * kLanes<A>;
     out += wide_tiles * (narrow + 1) * a.out_step;
   }
-  fn[narrow](a, x0, out, static_cast<int>(tiles - wide_tiles));
+  fn[narrow](a, x0, out, static_cast<int>(tiles - wide_tiles), ahead);
 }
 
 }  // namespace nhwc

@@ -69,16 +69,26 @@ class ReadsValues(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(2, 2, 1, bias=False)
+        self.ours = MultiDepthwiseConv2d(2, combine="add")
         self.register_buffer("repeats", torch.tensor(3))
 
     def forward(self, x):
         for _ in range(int(self.repeats)):
             x = self.conv(x)
-        return x
+        return self.ours(x)
 
 
 def test_a_network_that_reads_values_runs_for_real():
-    assert count(ReadsValues(), (2, 3, 3)) == Count(4, 3 * 4 * 9)
+    assert count(ReadsValues(), (2, 3, 3)) == Count(4 + 166, 3 * 4 * 9 + 166 * 9)
+
+
+class UsesNumpy(nn.Module):
+    def forward(self, x):
+        return x * float(x.numpy().sum())
+
+
+def test_a_network_that_leaves_torch_runs_for_real():
+    assert count(nn.Sequential(nn.Conv2d(2, 2, 1), UsesNumpy()), (2, 3, 3)).ops == 36
 
 
 class Counts(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,9 +101,11 @@ def count(model: nn.Module, input_size: tuple[int, int, int], convention: str = 
     parameters = list(model.parameters())
     dtype = next((p.dtype for p in parameters if p.dtype.is_floating_point), torch.get_default_dtype())
     elementwise = _CONVENTIONS[convention]
-    try:
+    ops: int | None = None
+    # Whatever a network raises for want of values; what it raises for other reasons it raises again below.
+    with contextlib.suppress(Exception):
         ops = _run(_meta_copy(model), torch.empty(1, *size, dtype=dtype, device="meta"), elementwise)
-    except (RuntimeError, NotImplementedError):
+    if ops is None:
         device = parameters[0].device if parameters else torch.device("cpu")
         ops = _run(copy.deepcopy(model), torch.zeros(1, *size, dtype=dtype, device=device), elementwise)
     return Count(params=sum(p.numel() for p in parameters), ops=ops)

@@ -269,6 +269,7 @@ def multiception_net(
     return _resnet(arch, make, sets, num_classes, se_reduction)
 
 
+register("multiception_net", multiception_net)
 for _arch in ARCHS:
     for _conv in LAYERS:
         if (_arch, _conv) != ("mobilenetv2", "mixconv_dense"):

@@ -139,6 +139,7 @@ PUBLISHED_ALPHAS: dict[Mid, dict[int, tuple[float, ...]]] = {
     "add": {29: (0.25, 0.5, 0.75, 1.0), 56: (0.25, 0.5, 0.75, 1.0)},
     "concat": {29: (0.25, 0.5, 0.75), 56: (0.25, 0.5, 0.75)},
 }
+register("pydmobilenet", pydmobilenet)
 for _mid, _depths in PUBLISHED_ALPHAS.items():
     for _depth, _alphas in _depths.items():
         for _alpha in _alphas:

@@ -25,8 +25,9 @@ def list_models(pattern: str = "*") -> list[str]:
     """Names of the networks that `create_model` makes and that match a shell pattern, sorted.
 
     The builders go by their own names: ``pydmobilenet``, ``multiception_net``, ``mobilenetv2``,
-    ``dilated_mobilenetv2``. The papers' networks: ``pydmobilenet_<mid>_<depth>_<alpha in percent>``;
-    ``cifar_<network>_<layer>`` and ``stl_mobilenetv2_<layer>`` of the Multiception paper; ``dilated_mobilenetv2_split``.
+    ``dilated_mobilenetv2``. The papers' networks: ``pydmobilenet_<mid>_<depth>_<alpha in percent>``,
+    ``cifar_<network>_<layer>`` and ``stl_mobilenetv2_<layer>`` of the Multiception paper, and
+    ``dilated_mobilenetv2_split``.
 
     >>> from lightkernels.models import list_models
     >>> list_models("pydmobilenet_add_29_*")[:2]

@@ -1,7 +1,7 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
 #include "multi_dwconv2d/kernel_cpu.h"
+#include "multi_dwconv2d/nchw_grad.h"
 #include "multi_dwconv2d/nhwc.h"
-#include "multi_dwconv2d/nchw_conv.h"
 
 #define LK_CAT2(a, b) a##b
 #define LK_CAT(a, b) LK_CAT2(a, b)
@@ -27,6 +27,7 @@ int bwd_x_as(const Params& p, const void* g, const void* w, void* gx) {
 }
 template <class T>
 int bwd_w_as(const Params& p, const void* g, const void* x, void* gw) {
+  if (p.layout == Layout::nchw) return nchw::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
   return generic_bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
 }
 

@@ -129,8 +129,8 @@ template <class T>
 int conv(const Params& p, const T* x, const T* w, const T* bias, T* y, Pass pass) {
   Plan plan;
   if (!make_plan(plan, p, pass)) return out_of_memory;
-  const int threads = p.n * p.c * p.ho * p.wo * taps_of(p) > kTeamWork ? p.threads : 1;
-  const Cut cut = make_cut(plan, p, static_cast<i64>(sizeof(Acc<T>)), threads);
+  const int threads = team(p);
+  const Cut cut = make_cut(plan, p, static_cast<i64>(sizeof(Acc<T>)), threads > 1 ? threads * kUnitsPerThread : 1);
   place(plan, cut.frame);
   const Conv<T> job{p, plan, cut, x, w, bias, y, pass == Pass::input};
   return for_units(cut.units(p), threads, job);

@@ -25,20 +25,19 @@ struct Cut {
   bool whole;  // one region covers the map
 
   i64 units(const Params& p) const { return ceil_div(p.c, channels) * ceil_div(p.n, images) * row_cuts * col_cuts; }
-  Unit unit(i64 u, const Params& p) const {
-    const i64 per = ceil_div(p.n, images), cut = u % (row_cuts * col_cuts), rest = u / (row_cuts * col_cuts);
-    const i64 c = rest / per * channels, n = rest % per * images;
+  Region region(i64 cut) const {
     const i64 i = cut / col_cuts * rows, j = cut % col_cuts * cols;
-    return {c,
-            smaller(c + channels, p.c),
-            n,
-            smaller(n + images, p.n),
-            {i, smaller(i + rows, ho), j, smaller(j + cols, wo)}};
+    return {i, smaller(i + rows, ho), j, smaller(j + cols, wo)};
+  }
+  Unit unit(i64 u, const Params& p) const {
+    const i64 per = ceil_div(p.n, images), cuts = row_cuts * col_cuts, rest = u / cuts;
+    const i64 c = rest / per * channels, n = rest % per * images;
+    return {c, smaller(c + channels, p.c), n, smaller(n + images, p.n), region(u % cuts)};
   }
 };
 
-// `per_thread` units a thread are wanted, so that a slow one does not keep the others waiting.
-inline Cut make_cut(const Plan& plan, const Params& p, i64 size_of, int threads) {
+// Regions fit the cache; there are `want` units or more where the shape allows it.
+inline Cut make_cut(const Plan& plan, const Params& p, i64 size_of, i64 want) {
   Cut c;
   const i64 wide = kWide / size_of, halo = plan.top + plan.bottom + kSpareRows;
   const i64 line = larger(1, kStageBytes / (size_of * larger(1, plan.sources.size)));  // elements of one slot
@@ -51,7 +50,7 @@ inline Cut make_cut(const Plan& plan, const Params& p, i64 size_of, int threads)
   c.rows = plan.ho;
   const i64 fit = line / one.pitch - halo;
   if (c.rows > larger(fit, 8)) c.rows = larger(fit, 8) / 8 * 8;
-  const i64 want = threads > 1 ? threads * kUnitsPerThread : 1, maps = p.n * p.c;
+  const i64 maps = p.n * p.c;
   if (maps * 2 < want) c.rows = smaller(c.rows, larger(8, ceil_div(ceil_div(plan.ho * maps, want), 8) * 8));
   c.row_cuts = ceil_div(c.ho, c.rows);
   c.col_cuts = ceil_div(c.wo, c.cols);
@@ -66,6 +65,8 @@ inline Cut make_cut(const Plan& plan, const Params& p, i64 size_of, int threads)
     c.channels = larger(1, p.c * ceil_div(p.n, c.images) * cuts / want);
   return c;
 }
+
+inline int team(const Params& p) { return p.n * p.c * p.ho * p.wo * taps_of(p) > kTeamWork ? p.threads : 1; }
 
 // Tiles are 8 or 7 rows: how many of the fewest that cover a map of so many rows can be 7, to end where it ends.
 inline i64 sevens_of(i64 rows) {

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from lightkernels import models
 from second_pass import mobilenetv2 as second_mobilenetv2
 from second_pass import multiception as second_multiception
 from second_pass import nguyen as second_nguyen
 from second_pass import pydmobilenet as second_pydmobilenet
 from second_pass.weights import Weights
-from torch import Tensor, nn
-
-from lightkernels import models
 
 ARCHITECTURES = ("resnet20", "resnet50", "senet56", "shakenet26_2x96d", "mobilenetv2")
 CONVS = ("standard", "dsconv", "mixconv", "mixconv_dense", "multiception")

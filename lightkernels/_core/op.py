@@ -310,7 +310,7 @@ class BilinearOp(Generic[S]):
 
 
 def _hashable(values: Sequence[Any]) -> Hashable:
-    key = tuple(values)
+    key: Hashable = tuple(values)
     try:
         hash(key)
     except TypeError:
@@ -325,4 +325,5 @@ def _freeze(value: Any) -> Hashable:
         hash(value)
     except TypeError:
         return repr(value)
-    return value
+    frozen: Hashable = value
+    return frozen

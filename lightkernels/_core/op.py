@@ -147,7 +147,7 @@ class BilinearOp(Generic[S]):
             key += (w.shape, w.dtype, w.device)
         if not plain or _functorch() or _modes() or forward_ad._current_level >= 0:
             return self._through_op(x, weights, bias, raw, backend)
-        if not (x.is_cpu or x.is_cuda) or x.is_neg() or x._is_zerotensor():
+        if not (x.is_cpu or x.is_cuda) or x.layout is not torch.strided or x.is_neg() or x._is_zerotensor():
             return self._through_op(x, weights, bias, raw, backend)
         if _autocast() and torch.is_autocast_enabled(kind := x.device.type):
             return self._autocast(kind, x, weights, bias, raw, backend)

@@ -33,9 +33,7 @@ class TensorMeta(NamedTuple):
 
 def describe(value: object) -> str:
     """A value as error messages show it: a tensor by shape, dtype and device."""
-    if isinstance(value, Tensor):
-        value = TensorMeta.of(value)
-    if isinstance(value, TensorMeta):
+    if isinstance(value, Tensor | TensorMeta):
         return f"{list(value.shape)} ({str(value.dtype).removeprefix('torch.')}, {value.device})"
     if isinstance(value, torch.dtype | torch.device):
         return str(value).removeprefix("torch.")

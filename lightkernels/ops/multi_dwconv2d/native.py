@@ -81,6 +81,8 @@ def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     x, w = _input(spec, x), w.contiguous()
     bias = 0 if b is None else (b := b.contiguous()).data_ptr()
     y = _empty(spec.y_shape, spec.y_stride, dtype=spec.dtype, device="cpu")
+    if spec.empty:
+        return y
     _plan(spec, x.stride(), spec.y_stride).fwd(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), _threads())
     return y
 
@@ -88,11 +90,15 @@ def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
     g, w = _gradient(spec, g), w.contiguous()
     gx = _empty(spec.x_shape, spec.dense_x_stride, dtype=spec.dtype, device="cpu")
+    if spec.empty:
+        return gx
     _plan(spec, spec.dense_x_stride, g.stride()).bwd_x(g.data_ptr(), w.data_ptr(), gx.data_ptr(), _threads())
     return gx
 
 
 def bwd_w(spec: Spec, g: Tensor, x: Tensor) -> Tensor:
+    if spec.empty:
+        return x.new_zeros(spec.weight_shape)
     g, x = _gradient(spec, g), _input(spec, x)
     gw = x.new_empty(spec.weight_shape)
     _plan(spec, x.stride(), g.stride()).bwd_w(g.data_ptr(), x.data_ptr(), gw.data_ptr(), _threads())

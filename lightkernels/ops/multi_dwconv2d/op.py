@@ -112,6 +112,11 @@ class Spec:
         return (self.n, self.c, self.h, self.w)
 
     @cached_property
+    def empty(self) -> bool:
+        """Whether there is no input, and so no output, and only zeros as the weights' gradient."""
+        return 0 in self.x_shape
+
+    @cached_property
     def y_shape(self) -> tuple[int, ...]:
         return (self.n, self.c_out, self.ho, self.wo)
 
@@ -163,15 +168,17 @@ def _check_branches(
     c: int, kernels: Sequence[int], channels: Sequence[int], dilations: Sequence[int], combine: str, split: bool
 ) -> None:
     count = len(kernels)
-    require(count > 0, NAME, "weights", "have at least one branch", [])
+    require(count > 0, NAME, "kernel_sizes", "have at least one branch", [])
     require(combine in COMBINE, NAME, "combine", f"be one of {', '.join(map(repr, COMBINE))}", combine)
     fits = len(dilations) == count
     require(fits, NAME, "dilations", f"be an int or one int a branch ({count})", list(dilations))
     for i, (k, d) in enumerate(zip(kernels, dilations, strict=True)):
-        require(k % 2 == 1, NAME, f"weights[{i}]", "have an odd kernel size", k, "a 4x4 kernel has no centre")
+        require(k % 2 == 1, NAME, f"weights[{i}]", "have an odd kernel size", k, "an even kernel has no centre.")
         require(d >= 1, NAME, f"dilations[{i}]", "be at least 1", d)
     if split:
         require(combine == "concat", NAME, "split", f"be False with combine={combine!r}", split)
+        for i, m in enumerate(channels):
+            require(m >= 1, NAME, f"weights[{i}]", "have at least one channel (split=True)", m)
         total = sum(channels)
         require(total == c, NAME, "weights", f"have {c} channels in all (split=True, x has {c})", total)
     else:
@@ -200,6 +207,9 @@ def _normalise(
     assert isinstance(x, Tensor) and isinstance(weights, Sequence)
     if x.dtype not in DTYPES:
         fail_type(NAME, "x", "be float32, float64, bfloat16 or float16", x)
+    if x.layout is not torch.strided:
+        fail_type(NAME, "x", "be a dense tensor", str(x.layout), "x.to_dense() makes one.")
+    require(len(weights) > 0, NAME, "weights", "have at least one branch", [])
     for i, w in enumerate(weights):
         require_tensor(NAME, f"weights[{i}]", w)
         _match(x, w, f"weights[{i}]")
@@ -312,7 +322,7 @@ def multi_dwconv2d(
     """
     if isinstance(weights, Tensor) or not isinstance(x, Tensor):
         require_tensor(NAME, "x", x)
-        fail_type(NAME, "weights", "be a sequence of tensors", weights, "for one branch pass [weight]")
+        fail_type(NAME, "weights", "be a sequence of tensors", weights, "for one branch pass [weight].")
     try:
         branches = tuple(weights)
     except TypeError:

@@ -18,7 +18,7 @@ from typing import Any
 
 from lightkernels._core import env
 
-# In the order in which automatic choice asks, and the file beside op.py that holds each. The CPU comes before Triton, so
+# In the order in which automatic choice asks, and the file beside op.py that holds each. The CPU precedes Triton, so
 # that a call on the CPU neither imports Triton nor takes its interpreter.
 FILES = {"cuda": "cuda", "cpu": "native", "triton": "triton", "torch": "composite", "reference": "reference"}
 NAMES = ("auto", *FILES)

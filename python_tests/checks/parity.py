@@ -1,0 +1,192 @@
+"""Values: against float64 truth, against plain loops, exact on whole numbers, and by the adjoint identity."""
+
+from dataclasses import dataclass
+
+import torch
+from checks.target import ALL, BORROWED, BOTH, Target, Theme
+from torch import Tensor
+
+from lightkernels import exact_nonfinite
+from lightkernels.testing import (
+    Case,
+    Sample,
+    assert_accurate,
+    assert_adjoint,
+    assert_close64,
+    assert_keeps_layout,
+    assert_same_bits,
+    embed,
+    same_bits,
+)
+
+THEME = Theme()
+
+
+@dataclass(frozen=True)
+class Values:
+    """An output and the gradient of every tensor."""
+
+    output: Tensor
+    gradients: tuple[Tensor, ...]
+
+    def named(self) -> list[tuple[str, Tensor]]:
+        return [("output", self.output), *((f"gradient {i}", t) for i, t in enumerate(self.gradients))]
+
+
+def upstream(y: Tensor, seed: int, integers: bool = False) -> Tensor:
+    """A gradient for ``y``, of its dtype and strides."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    if integers:
+        values = torch.randint(-3, 4, y.shape, generator=generator, dtype=torch.float64)
+    else:
+        values = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    return torch.zeros_like(y).copy_(values)
+
+
+def evaluate(function, sample: Sample, g: Tensor) -> Values:
+    sample = sample.requires_grad()
+    y = function(sample)
+    return Values(y.detach(), torch.autograd.grad(y, sample.tensors(), g))
+
+
+def forward_shape(target: Target, sample: Sample) -> Tensor:
+    """The output as the reference gives it, in the layout that the operator promises."""
+    with torch.no_grad():
+        y = target.truth(sample)
+        return torch.empty_like(target(sample)).copy_(y)
+
+
+def judge(target: Target, sample: Sample, actual: Values, g: Tensor) -> None:
+    """The numerics rule, for the output and every gradient."""
+    wide = evaluate(target.truth, sample.map(Tensor.double), g.double())
+    if g.dtype is torch.float64:
+        terms = evaluate(target.truth, sample.map(Tensor.abs), g.abs())
+        products = evaluate(target.truth, sample.map(torch.ones_like), torch.ones_like(g))
+        for (what, a), (_, t), (_, s), (_, k) in zip(*(v.named() for v in (actual, wide, terms, products)), strict=True):
+            assert_close64(a, t, s, k, what)
+        return
+    same = evaluate(target.truth, sample, g)
+    for (what, a), (_, t), (_, b) in zip(*(v.named() for v in (actual, wide, same)), strict=True):
+        assert_accurate(a, t, b, what)
+
+
+def layouts_kept(sample: Sample, actual: Values) -> None:
+    assert_keeps_layout(sample.args[0], actual.output, "output")
+    for i, (t, dt) in enumerate(zip(sample.tensors(), actual.gradients, strict=True)):
+        if dt.stride() != t.stride():
+            raise AssertionError(f"gradient {i}: strides {dt.stride()} where its tensor has {t.stride()}")
+
+
+@THEME.kind(dtypes=ALL, layouts=BOTH)
+def outputs_and_gradients(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """Against float64 truth, gradients by torch's autograd through the reference; layouts kept, inputs untouched."""
+    sample = target.build(case, dtype, layout, seed)
+    g = upstream(forward_shape(target, sample), seed)
+    before = [t.clone() for t in [*sample.tensors(), g]]
+    actual = evaluate(target, sample, g)
+    layouts_kept(sample, actual)
+    judge(target, sample, actual, g)
+    for kept, now in zip(before, [*sample.tensors(), g], strict=True):
+        assert_same_bits(now, kept, "an input after the call")
+    with torch.no_grad():
+        assert_same_bits(target(sample), actual.output, "output without gradient")
+
+
+@THEME.kind(dtypes=ALL, layouts=BOTH)
+def whole_numbers(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """Sums of whole numbers are exact in the accumulator: what is stored is the truth, rounded once."""
+    if dtype in (torch.bfloat16, torch.float16) and target.backend in BORROWED:
+        return
+    sample = target.build(case, dtype, layout, seed, integers=True)
+    g = upstream(forward_shape(target, sample), seed, integers=True)
+    wide = evaluate(target.truth, sample.map(Tensor.double), g.double())
+    actual = evaluate(target, sample, g)
+    for (what, a), (_, t) in zip(actual.named(), wide.named(), strict=True):
+        assert_same_bits(a + 0, t.to(dtype) + 0, what)
+
+
+@THEME.kind(dtypes=(torch.float64,))
+def loops(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """The definition in plain Python loops."""
+    oracle = getattr(target.cases, "oracle", None)
+    if oracle is None:
+        raise AssertionError(f"{target.name}: cases.py must have an oracle")
+    sample = target.build(case, dtype, layout, seed, integers=True)
+    y = target(sample)
+    if y.numel() > 20_000:
+        return
+    assert_same_bits(y + 0, oracle(*sample.args, **sample.kwargs).to(dtype) + 0, "output")
+
+
+@THEME.kind(tag="bulk", dtypes=ALL, layouts=BOTH)
+def adjoint(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """<A x, g> = <x, A* g>, for x and for the weights, at sizes of many tiles and in 16 bit."""
+    if dtype in (torch.bfloat16, torch.float16, torch.float64) and target.backend in BORROWED:
+        return
+    sample = target.build(case, dtype, layout, seed)
+    if sample.args[-1] is not None:
+        sample = Sample((*sample.args[:-1], None), sample.kwargs)
+    actual = evaluate(target, sample, g := upstream(forward32(target, sample), seed))
+    with torch.no_grad():
+        terms = target.truth(sample.map(lambda t: t.float().abs()))
+        products = target.truth(sample.map(lambda t: torch.ones_like(t, dtype=torch.float32)))
+    x, *weights = sample.tensors()
+    dx, *dws = actual.gradients
+    assert_adjoint(actual.output, [dx], [x], g, terms, products)
+    # Each branch by itself would need its own output: the weights together stand for one tensor.
+    flat = [torch.cat([t.flatten() for t in ts]) for ts in (dws, weights)]
+    assert_adjoint(actual.output, [flat[0]], [flat[1]], g, terms, products)
+
+
+def forward32(target: Target, sample: Sample) -> Tensor:
+    with torch.no_grad():
+        return target(sample)
+
+
+@THEME.kind(tag="bulk", layouts=BOTH)
+def bulk_values(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """Whole numbers once more, at sizes of many tiles."""
+    sample = target.build(case, dtype, layout, seed, integers=True)
+    g = upstream(forward32(target, sample), seed, integers=True)
+    wide = evaluate(target.truth, sample, g)
+    actual = evaluate(target, sample, g)
+    for (what, a), (_, t) in zip(actual.named(), wide.named(), strict=True):
+        assert_same_bits(a + 0, t + 0, what)
+
+
+@THEME.kind(layouts=BOTH, native=True)
+def nonfinite(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """With ``exact_nonfinite`` an Inf reaches exactly the outputs that have a tap on it."""
+    sample = target.build(case, dtype, layout, seed)
+    x, *rest = sample.tensors()
+    if not x.numel():
+        return
+    hit = torch.zeros(x.numel(), dtype=dtype)
+    hit[seed % x.numel()] = 1
+    hit = torch.zeros_like(x).copy_(hit.view(x.shape))
+    spoilt = sample.replace([torch.where(hit > 0, torch.inf, x), *rest])
+    with torch.no_grad():
+        reach = target.truth(sample.replace([hit, *(torch.ones_like(t) for t in rest)]))
+        alone = target.truth(sample.replace([torch.zeros_like(hit), *(torch.ones_like(t) for t in rest)]))
+        with exact_nonfinite():
+            y = target(spoilt)
+    if not torch.equal(~y.isfinite(), reach != alone):
+        raise AssertionError("an Inf reached another set of outputs than its taps'")
+
+
+@THEME.kind(layouts=BOTH, dtypes=(torch.float32, torch.bfloat16), native=True)
+def inputs_between_nans(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """Every tensor read lies between NaNs: a value read from outside shows."""
+    sample = target.build(case, dtype, layout, seed)
+    g = upstream(forward_shape(target, sample), seed)
+    expected = evaluate(target, sample, g)
+    for offset in (0, 1, 3):
+        held = [embed(t, offset) for t in [*sample.tensors(), g]]
+        for one in held:
+            fill = torch.tensor([float("nan")], dtype=dtype).view(torch.uint8)
+            for part in (one.store[: one.begin], one.store[one.end :]):
+                part.view(-1, fill.numel()).copy_(fill)
+        actual = evaluate(target, sample.replace([h.tensor for h in held[:-1]]), held[-1].tensor)
+        for (what, a), (_, e) in zip(actual.named(), expected.named(), strict=True):
+            if not same_bits(a, e):
+                raise AssertionError(f"{what}: changes with what lies around the inputs (offset {offset})")

@@ -1,0 +1,238 @@
+"""What is checked: one operator on one backend; and the table of kinds."""
+
+import importlib
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightkernels._core.backends import Backend
+from lightkernels.testing import Case, Sample
+
+ALL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+WIDE = (torch.float32, torch.float64)
+BOTH = ("nchw", "nhwc")
+OPS = "lightkernels.ops"
+# Backends made of PyTorch's own calls: their rounding and their sums over threads are PyTorch's.
+BORROWED = ("torch", "reference")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One operator on one backend."""
+
+    package: str
+    backend: str
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return self.package.rpartition(".")[2]
+
+    @property
+    def module(self) -> ModuleType:
+        return importlib.import_module(self.package)
+
+    @property
+    def op(self) -> Any:
+        return self.module.OP
+
+    @property
+    def public(self) -> Callable[..., Tensor]:
+        function: Callable[..., Tensor] = getattr(self.module, self.name)
+        return function
+
+    @property
+    def reference(self) -> Callable[..., Tensor]:
+        return importlib.import_module(f"{self.package}.reference").forward
+
+    @property
+    def cases(self) -> ModuleType:
+        return importlib.import_module(f"{self.package}.cases")
+
+    def case(self, name: str) -> Case:
+        return next(c for c in self.cases.CASES if c.name == name)
+
+    def tagged(self, tag: str) -> list[Case]:
+        return [c for c in self.cases.CASES if tag in c.tags]
+
+    def __call__(self, sample: Sample) -> Tensor:
+        return self.public(*sample.args, **sample.kwargs, backend=self.backend)
+
+    def truth(self, sample: Sample) -> Tensor:
+        return self.reference(*sample.args, **sample.kwargs)
+
+    def function(self, sample: Sample) -> Callable[..., Tensor]:
+        """The call as a function of its floating-point tensors."""
+        return lambda *tensors: self(sample.replace(tensors))
+
+    def truth_function(self, sample: Sample) -> Callable[..., Tensor]:
+        return lambda *tensors: self.truth(sample.replace(tensors))
+
+    def build(self, case: Case, dtype: torch.dtype, layout: str = "nchw", seed: int = 0, **kwargs: Any) -> Sample:
+        return case.build(seed, dtype, layout, self.device, **kwargs)
+
+
+def packages(within: str = OPS) -> list[str]:
+    """Every operator's package: the attributes of ``within`` that hold an OP."""
+    names = vars(importlib.import_module(within)).values()
+    return sorted(m.__name__ for m in names if isinstance(m, ModuleType) and hasattr(m, "OP"))
+
+
+def targets(within: str = OPS, device: str = "cpu") -> list[Target]:
+    """Every operator on every backend that runs its first case here."""
+    found = []
+    for package in packages(within):
+        base = Target(package, "reference", device)
+        for backend in base.op.backends:
+            if why_not(Target(package, backend, device), base.cases.CASES[0]) is None:
+                found.append(Target(package, backend, device))
+    return found
+
+
+def why_not(target: Target, case: Case, dtype: torch.dtype = torch.float32, layout: str = "nchw") -> str | None:
+    from lightkernels import BackendUnavailable
+
+    try:
+        target(target.build(case, dtype, layout))
+    except BackendUnavailable as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of check and over what it is generated."""
+
+    name: str
+    check: Callable[..., None]
+    select: Callable[[Case], bool]
+    dtypes: tuple[torch.dtype, ...]
+    layouts: tuple[str, ...]
+    backends: Callable[[str], bool]
+    marks: tuple[Any, ...]
+
+    def cases(self, target: Target) -> list[Case]:
+        return [c for c in target.cases.CASES if "bench" not in c.tags and self.select(c)]
+
+
+@dataclass
+class Theme:
+    """The kinds of one file of checks."""
+
+    kinds: list[Kind] = field(default_factory=list)
+
+    def kind(
+        self,
+        *,
+        tag: str | None = None,
+        first: int | None = None,
+        dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+        layouts: tuple[str, ...] = ("nchw",),
+        native: bool = False,
+        marks: tuple[Any, ...] = (),
+    ) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Register a check: over cases of ``tag`` (else all but the bulky), ``first`` so many of them.
+
+        ``native`` leaves out the backends that are made of PyTorch's own calls.
+        """
+
+        def register(check: Callable[..., None]) -> Callable[..., None]:
+            def select(case: Case) -> bool:
+                return "bulk" not in case.tags if tag is None else tag in case.tags
+
+            kind = Kind(
+                check.__name__,
+                check,
+                select,
+                dtypes,
+                layouts,
+                lambda backend: not (native and backend in BORROWED),
+                marks,
+            )
+            if first is not None:
+                kind = _first(kind, first)
+            self.kinds.append(kind)
+            return check
+
+        return register
+
+
+def _first(kind: Kind, count: int) -> Kind:
+    class Few(Kind):
+        def cases(self, target: Target) -> list[Case]:
+            return Kind.cases(self, target)[:count]
+
+    return Few(**vars(kind))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One generated test."""
+
+    kind: Kind
+    target: Target
+    case: Case
+    dtype: torch.dtype
+    layout: str
+
+    @property
+    def id(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        device = "" if self.target.device == "cpu" else f"-{self.target.device}"
+        return (
+            f"{self.target.name}-{self.target.backend}{device}-{self.kind.name}-{self.case.name}-{dtype}-{self.layout}"
+        )
+
+    @property
+    def seed(self) -> int:
+        return zlib.crc32(self.id.encode())
+
+    def __call__(self) -> None:
+        from lightkernels import BackendUnavailable
+
+        try:
+            self.kind.check(self.target, self.case, self.dtype, self.layout, self.seed)
+        except BackendUnavailable as error:
+            pytest.skip(str(error))
+
+
+def generate(theme: Theme, where: list[Target]) -> Iterator[Check]:
+    for kind in theme.kinds:
+        for target in where:
+            if kind.backends(target.backend):
+                for case in kind.cases(target):
+                    for dtype in kind.dtypes:
+                        for layout in kind.layouts:
+                            yield Check(kind, target, case, dtype, layout)
+
+
+@dataclass(frozen=True)
+class Planted(Backend):
+    """A backend whose module is given; for tests that register a wrong one."""
+
+    code: Any = None
+
+    @property
+    def module(self) -> Any:
+        return self.code
+
+
+@contextmanager
+def planted(target: Target, code: Any) -> Iterator[None]:
+    """Inside, the target's backend is ``code``: an object with why_not, fwd, bwd_x and bwd_w."""
+    op = target.op
+    kept = op.backends[target.backend]
+    op.backends[target.backend] = Planted(target.backend, target.package, code)
+    op._memo.clear()
+    try:
+        yield
+    finally:
+        op.backends[target.backend] = kept
+        op._memo.clear()

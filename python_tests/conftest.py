@@ -1,0 +1,64 @@
+"""Options, seeds, poisoned memory, the generated tests, and the tier that runs by default."""
+
+import zlib
+
+import pytest
+import torch
+from checks.target import OPS, generate, targets
+
+from lightkernels.testing import poisoned
+
+
+def pytest_addoption(parser):
+    parser.addoption("--ops", default=OPS, help="the package whose operators the generated suite runs")
+    parser.addoption("--backends", default=None, help="comma-separated: only these backends in the generated suite")
+
+
+def pytest_generate_tests(metafunc):
+    if "check" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    where = targets(config.option.ops)
+    cuda = torch.cuda.is_available()
+    if cuda:
+        where += targets(config.option.ops, "cuda")
+    if config.option.backends:
+        wanted = config.option.backends.split(",")
+        where = [t for t in where if t.backend in wanted]
+    checks = list(generate(metafunc.module.THEME, where))
+    params = [
+        pytest.param(c, id=c.id, marks=[*c.kind.marks, *([pytest.mark.gpu] if c.target.device == "cuda" else [])])
+        for c in checks
+    ]
+    if not cuda:
+        count = sum(c.target.backend == "reference" for c in checks)
+        params.append(pytest.param(None, id=f"cuda-at-least-{count}", marks=pytest.mark.gpu))
+    metafunc.parametrize("check", params)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without -m: slow tests are left out. Without a CUDA device: gpu tests skip, counted."""
+    if not config.option.markexpr:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        if slow:
+            config.hook.pytest_deselected(items=slow)
+            items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seed(request):
+    """Every test's own seed, printed if it fails."""
+    value = zlib.crc32(request.node.nodeid.rpartition("::")[2].encode())
+    torch.manual_seed(value)
+    request.node.add_report_section("setup", "seed", str(value))
+    return value
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    with poisoned():
+        yield

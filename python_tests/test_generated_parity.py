@@ -1,0 +1,5 @@
+from checks.parity import THEME as THEME
+
+
+def test_parity(check):
+    check()

@@ -73,7 +73,8 @@ def judge(target: Target, sample: Sample, actual: Values, g: Tensor) -> None:
 def layouts_kept(sample: Sample, actual: Values) -> None:
     assert_keeps_layout(sample.args[0], actual.output, "output")
     for i, (t, dt) in enumerate(zip(sample.tensors(), actual.gradients, strict=True)):
-        if dt.stride() != t.stride():
+        differ = any(a != b and n > 1 for a, b, n in zip(dt.stride(), t.stride(), t.shape, strict=True))
+        if differ and t.numel():
             raise AssertionError(f"gradient {i}: strides {dt.stride()} where its tensor has {t.stride()}")
 
 

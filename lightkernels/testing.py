@@ -274,7 +274,7 @@ def _embedded(shape: Sequence[int], stride: Sequence[int], like: Tensor, offset:
     begin = (GUARD + offset) * item
     store = torch.full((begin + (span + GUARD) * item,), _SENTINEL, dtype=torch.uint8, device=like.device)
     tensor = torch.tensor([], dtype=like.dtype, device=like.device)
-    tensor.set_(store.untyped_storage(), GUARD + offset, tuple(shape), tuple(stride))  # type: ignore[call-overload]
+    tensor.set_(store.untyped_storage(), GUARD + offset, tuple(shape), tuple(stride))
     return Embedded(tensor, store, begin, begin + span * item)
 
 

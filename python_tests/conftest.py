@@ -1,5 +1,6 @@
 """Options, seeds, poisoned memory, the generated tests, and the tier that runs by default."""
 
+import warnings
 import zlib
 
 import pytest
@@ -7,6 +8,11 @@ import torch
 from checks.target import OPS, generate, targets
 
 from lightkernels.testing import poisoned
+
+with warnings.catch_warnings():
+    # torch loads this at the first forward-mode call, and warns of its own use of torch.jit.script.
+    warnings.simplefilter("ignore")
+    import torch._decomp.decompositions_for_jvp
 
 
 def pytest_addoption(parser):

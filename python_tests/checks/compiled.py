@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
+from torch import Tensor
+
 from checks.derivatives import close
 from checks.parity import evaluate, forward_shape, upstream
 from checks.target import BOTH, Target, Theme
-from torch import Tensor
-
 from lightkernels.testing import Case, Sample, assert_accurate, assert_keeps_layout, assert_same_bits
 
 THEME = Theme()
@@ -47,7 +47,9 @@ def _resized(sample: Sample, n: int, h: int, w: int) -> Sample:
     generator = torch.Generator().manual_seed(n * h * w)
     fresh = torch.randn(n, x.shape[1], h, w, generator=generator, dtype=x.dtype)
     last = x.is_contiguous(memory_format=torch.channels_last)
-    return sample.replace([fresh.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format), *rest])
+    return sample.replace(
+        [fresh.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format), *rest]
+    )
 
 
 @THEME.kind(tag="core", first=3, layouts=BOTH)

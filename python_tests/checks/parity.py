@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from checks.target import ALL, BORROWED, BOTH, Target, Theme
 from torch import Tensor
 
+from checks.target import ALL, BORROWED, BOTH, Target, Theme
 from lightkernels import exact_nonfinite
 from lightkernels.testing import (
     Case,
@@ -62,7 +62,9 @@ def judge(target: Target, sample: Sample, actual: Values, g: Tensor) -> None:
     if g.dtype is torch.float64:
         terms = evaluate(target.truth, sample.map(Tensor.abs), g.abs())
         products = evaluate(target.truth, sample.map(torch.ones_like), torch.ones_like(g))
-        for (what, a), (_, t), (_, s), (_, k) in zip(*(v.named() for v in (actual, wide, terms, products)), strict=True):
+        for (what, a), (_, t), (_, s), (_, k) in zip(
+            *(v.named() for v in (actual, wide, terms, products)), strict=True
+        ):
             assert_close64(a, t, s, k, what)
         return
     same = evaluate(target.truth, sample, g)

@@ -5,15 +5,15 @@ import threading
 from contextlib import contextmanager
 
 import torch
-from checks.compiled import op_arguments
-from checks.parity import Values, evaluate, forward_shape, judge, upstream
-from checks.target import ALL, BOTH, OPS, Target, Theme
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightkernels
+from checks.compiled import op_arguments
+from checks.parity import Values, evaluate, forward_shape, judge, upstream
+from checks.target import ALL, BOTH, OPS, Target, Theme
 from lightkernels.testing import Case, Sample, assert_accurate, assert_keeps_layout, assert_same_bits, same_bits
 
 THEME = Theme()
@@ -336,9 +336,7 @@ class Counting:
 
 
 @THEME.kind(tag="core", first=1)
-def backward_on_the_forwards_backend(
-    target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int
-) -> None:
+def backward_on_the_forwards_backend(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Whatever is chosen by the time of the backward; double backward too, and through every route."""
     from checks.target import planted
 

@@ -1,11 +1,11 @@
 """torch.func over the operator: every result against the same transform of the reference."""
 
 import torch
-from checks.derivatives import close
-from checks.target import BOTH, Target, Theme
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
+from checks.derivatives import close
+from checks.target import BOTH, Target, Theme
 from lightkernels.testing import Case
 
 THEME = Theme()
@@ -40,9 +40,7 @@ def batches(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: i
     for which in chosen:
         for at in (0, 1, -1):
             dims = tuple(at if i in which else None for i in range(count))
-            stacked = [
-                torch.stack([s[i] for s in samples], at) if i in which else samples[0][i] for i in range(count)
-            ]
+            stacked = [torch.stack([s[i] for s in samples], at) if i in which else samples[0][i] for i in range(count)]
 
             def loop(f, which=which) -> Tensor:
                 return torch.stack([f(*(s[i] if i in which else samples[0][i] for i in range(count))) for s in samples])

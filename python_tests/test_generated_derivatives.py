@@ -1,0 +1,5 @@
+from checks.derivatives import THEME as THEME
+
+
+def test_derivatives(check):
+    check()

@@ -5,8 +5,8 @@ import zlib
 
 import pytest
 import torch
-from checks.target import OPS, generate, targets
 
+from checks.target import OPS, generate, targets
 from lightkernels.testing import poisoned
 
 with warnings.catch_warnings():

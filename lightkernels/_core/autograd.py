@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.library import Library
 
 from lightkernels._core import vmap
@@ -25,10 +25,27 @@ if TYPE_CHECKING:
     from lightkernels._core.plan import Plan
 
 Grads = tuple[Tensor | None, ...]
+_functorch = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+# What ``torch.autograd.grad(..., is_grads_batched=True)`` and ``functional.jacobian(vectorize=True)`` hand over.
+_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def channel_sum(g: Tensor) -> Tensor:
     return g.sum((0, 2, 3))
+
+
+def _raw(g: Tensor) -> bool:
+    """Whether a kernel may read the gradient itself, and nothing wants to see or transform the call."""
+    return not (
+        type(g) is not Tensor
+        or _legacy_batched(g)
+        or g.is_neg()
+        or g._is_zerotensor()
+        or _functorch()
+        or _modes()
+        or forward_ad._current_level >= 0
+    )
 
 
 def _last(x: Tensor) -> bool:
@@ -137,7 +154,7 @@ def _eager(op: BilinearOp[Any]) -> Any:
             need = ctx.needs_input_grad
             packed = op.pack(weights)
             gx = gw = None
-            if torch.is_grad_enabled() or type(g) is not Tensor or g.is_neg() or g._is_zerotensor():
+            if torch.is_grad_enabled() or not _raw(g):
                 if need[1]:
                     gx = op.bwd_x(g, packed, x.shape, _last(x), plan.args, plan.name)
                 if any(need[3:]):

@@ -34,6 +34,35 @@ def numerical_gradient(target: Target, case: Case, dtype: torch.dtype, layout: s
         )
 
 
+@THEME.kind(tag="core", dtypes=DOUBLE)
+def batched_upstream(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """Several gradients in one backward, as vectorised Jacobians of torch.autograd ask for."""
+    sample = target.build(case, dtype, layout, seed).requires_grad()
+    y = target(sample)
+    many = torch.stack([upstream(y, seed + i) for i in range(3)])
+    found = torch.autograd.grad(y, sample.tensors(), many, is_grads_batched=True, retain_graph=True)
+    for i in range(3):
+        single = torch.autograd.grad(y, sample.tensors(), many[i], retain_graph=True)
+        for j, (a, e) in enumerate(zip(found, single, strict=True)):
+            close(a[i], e, f"gradient {j} of upstream {i}")
+
+
+@THEME.kind(tag="core", dtypes=DOUBLE)
+def dual_upstream(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """A tangent that enters in the backward alone is not lost."""
+    sample = target.build(case, dtype, layout, seed).requires_grad()
+    y = target(sample)
+    g, tangent = upstream(y, seed), upstream(y, seed + 1)
+    with forward_ad.dual_level():
+        grads = torch.autograd.grad(y, sample.tensors(), forward_ad.make_dual(g, tangent), retain_graph=True)
+        found = [forward_ad.unpack_dual(t).tangent for t in grads]
+    due = torch.autograd.grad(y, sample.tensors(), tangent)
+    for i, (a, e) in enumerate(zip(found, due, strict=True)):
+        if a is None:
+            raise AssertionError(f"the tangent of gradient {i} is lost")
+        close(a, e, f"tangent of gradient {i}")
+
+
 @THEME.kind(tag="tiny", dtypes=DOUBLE, layouts=BOTH)
 def numerical_second_order(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     sample = target.build(case, dtype, layout, seed).requires_grad()
@@ -49,12 +78,12 @@ def second_and_third_order(target: Target, case: Case, dtype: torch.dtype, layou
 
     def orders(function) -> list[Tensor]:
         leaves = sample.requires_grad().tensors()
-        value = function(*leaves).sin().sum()
+        value = function(*leaves).sin().mean()
         found: list[Tensor] = []
         for _ in range(3):
             grads = torch.autograd.grad(value, leaves, create_graph=True)
-            found += [g.detach() for g in grads]
-            value = sum((g * g.cos()).sum() for g in grads)
+            found += [g.detach() / g.detach().abs().max() for g in grads]
+            value = sum(g.square().sum() for g in grads)
         return found
 
     pairs = zip(orders(target.function(sample)), orders(target.truth_function(sample)), strict=True)

@@ -146,7 +146,7 @@ def oracle(
 ) -> Tensor:
     """The definition, one product after another, in Python floats."""
     sh, sw = (stride, stride) if isinstance(stride, int) else stride
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     ho, wo = -(-h // sh), -(-w // sw)
     rates = [dilations] * len(weights) if isinstance(dilations, int) else dilations
     pixels, maps, start = x.tolist(), [], 0

@@ -1,5 +1,0 @@
-from checks.runtime import THEME as THEME
-
-
-def test_runtime(check):
-    check()

@@ -1,0 +1,144 @@
+"""Measures the table of speed goals row by row and writes it as JSON, CSV and Markdown.
+
+    python benchmarks/run.py                     all rows, with the instruction set the package chooses
+    python benchmarks/run.py --isa auto avx2     the same, then again with both sides restricted to AVX2
+    python benchmarks/run.py concat_forward add_step --quick
+
+A run goes on where it was stopped: rows that the result file already holds, from the same commit, machine and
+settings, are not measured again (``--fresh`` starts over). Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import machine  # noqa: E402
+
+QUICK = ("64x32x32x32", "8x96x56x56", "32x384x14x14")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help="rows to measure; all of them if none is named")
+    parser.add_argument("--list", action="store_true", help="print the rows and stop")
+    parser.add_argument("--isa", nargs="+", choices=sorted(machine.ISA_ENVIRONMENT), default=["auto"])
+    parser.add_argument("--quick", action="store_true", help="three shapes, few rounds, no torch.compile; for a look")
+    parser.add_argument("--shapes", nargs="+", help="only these, such as 64x32x32x32")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--min-time", type=float, help="seconds a candidate is timed in each round")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--threads", type=int, help="torch's number of threads; its own choice if not given")
+    parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results, or runs/ for a part")
+    parser.add_argument("--fresh", action="store_true", help="measure again what the result file already holds")
+    return parser.parse_args()
+
+
+def whole(args: argparse.Namespace) -> bool:
+    """Whether the run makes the committed table: every shape, every baseline."""
+    return not (args.quick or args.shapes or args.no_compile)
+
+
+def in_fresh_processes(args: argparse.Namespace) -> int:
+    """One process an instruction set: libraries read it once, when they are loaded."""
+    words = [w for w in sys.argv[1:] if w not in machine.ISA_ENVIRONMENT and w != "--isa"]
+    for isa in args.isa:
+        env = {**os.environ, **machine.ISA_ENVIRONMENT[isa], "LIGHTKERNELS_BENCH_CHILD": isa}
+        done = subprocess.run([sys.executable, __file__, *words, "--isa", isa], env=env, check=False)
+        if done.returncode:
+            return done.returncode
+    return 0
+
+
+def save(path: Path, text: str) -> None:
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def previous(path: Path, head: dict[str, Any], fresh: bool) -> dict[str, Any]:
+    """Rows of an earlier run of the same kind, or none."""
+    if fresh or not path.exists():
+        return {}
+    old = json.loads(path.read_text(encoding="utf-8"))
+    same = all(old["machine"].get(k) == v for k, v in head["machine"].items() if k != "date")
+    return old["rows"] if same and old["settings"] == head["settings"] else {}
+
+
+def main() -> int:
+    args = arguments()
+    machine.find_package()
+    if not args.list and os.environ.get("LIGHTKERNELS_BENCH_CHILD") is None:
+        return in_fresh_processes(args)
+    import tables
+    from cpu.common import Settings
+    from cpu.rows import ROWS
+
+    if args.list:
+        for row in ROWS:
+            print(f"{row.name:<18} {row.title}")
+        return 0
+    import torch
+
+    from lightkernels._core import measure
+
+    unknown = set(args.rows) - {row.name for row in ROWS}
+    if unknown:
+        raise SystemExit(f"no such row: {', '.join(sorted(unknown))}; --list shows them")
+    steady = measure.steady_memory(2**30)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    shapes = tuple(args.shapes) if args.shapes else QUICK if args.quick else None
+    settings = Settings(
+        rounds=args.rounds or (3 if args.quick else 5),
+        min_time=args.min_time or (0.02 if args.quick else 0.05),
+        compile=not (args.no_compile or args.quick),
+        shapes=shapes,
+    )
+    described = {"rounds": settings.rounds, "min_time": settings.min_time, "compile": settings.compile}
+    data: dict[str, Any] = {"machine": machine.describe(), "settings": {**described, "shapes": shapes and [*shapes]}}
+    data["settings"]["steady_memory"] = steady
+    out = args.out or (HERE / "results" if whole(args) else HERE.parent / "runs" / "bench")
+    out.mkdir(parents=True, exist_ok=True)
+    stem = f"cpu-{data['machine']['isa']}-{data['machine']['threads']}t"
+    path = out / f"{stem}.json"
+    data["rows"] = previous(path, data, args.fresh)
+    print(f"{path}: {data['machine']['processor']}, commit {data['machine']['commit']}", flush=True)
+    if machine.load() > 0.7:
+        print(f"warning: the load average is {machine.load():.2g}; times will not be the machine's own", flush=True)
+    chosen = [row for row in ROWS if not args.rows or row.name in args.rows]
+    start = time.monotonic()
+    for position, row in enumerate(chosen, 1):
+        label = f"[{position}/{len(chosen)}] {row.name}"
+        if row.name in data["rows"] and not (args.fresh and args.rows):
+            print(f"{label}: kept", flush=True)
+            continue
+        began, load, records = time.monotonic(), machine.load(), []
+        for record in row.run(settings):
+            records.append(record)
+            values = ", ".join(f"{v['key']} {v['layout']} {v['value']:.3g}" for v in record["values"])
+            print(f"{label} {record['shape']} {record['dtype']} {record['kind']}: {values}", flush=True)
+        seconds = round(time.monotonic() - began, 1)
+        data["rows"][row.name] = {"seconds": seconds, "load": round(load, 2), "records": records}
+        data["rows"] = {r.name: data["rows"][r.name] for r in ROWS if r.name in data["rows"]}
+        save(path, json.dumps(data, indent=1) + "\n")
+        tables.write_csv(path.with_suffix(".csv"), data)
+        save(path.with_suffix(".md"), tables.markdown(ROWS, data))
+        for target in row.targets:
+            found = tables.worst(records, target)
+            figure = tables.number(found["value"], target.unit) if found else "-"
+            print(f"{label} {target.label}: {figure}, {tables.verdict(records, target)} ({seconds:.0f} s)", flush=True)
+    print(f"{time.monotonic() - start:.0f} s; {path.with_suffix('.md')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

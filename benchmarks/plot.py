@@ -22,6 +22,7 @@ from cpu.rows import ROWS  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
 LAYOUTS = {"nchw": ("#2f6db3", 0.14, "o"), "nhwc": ("#e07b39", -0.14, "D")}
+NAMES = {"avx512": "AVX-512", "avx2": "AVX2"}
 INK, FAINT = "#22272e", "#b8bec6"
 
 
@@ -47,20 +48,21 @@ def draw(axes: Any, data: dict[str, Any]) -> None:
             if xs:
                 axes.plot([min(xs), max(xs)], [at - shift] * 2, color=colour, lw=1, alpha=0.45, zorder=2)
                 axes.scatter(xs, [at - shift] * len(xs), s=20, color=colour, marker=marker, lw=0, alpha=0.9, zorder=3)
-    axes.axvline(1, color=INK, lw=0.9, zorder=0)
+    axes.axvline(1, color=INK, lw=1, zorder=0.9)
     axes.set_xscale("log")
     axes.set_yticks(range(len(found)), [label for label, _, _ in found], fontsize=8, linespacing=1.25)
     axes.set_ylim(len(found) - 0.4, -0.6)
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if _shown(t, axes)]
     axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
     axes.minorticks_off()
-    axes.grid(axis="x", color="#e9ecef", zorder=-1)
+    axes.grid(axis="x", color="#e9ecef")
+    axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=INK)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     m = data["machine"]
-    title = f"{m['isa'].upper().replace('AVX', 'AVX-')}, {m['threads']} threads"
+    title = f"{NAMES.get(m['isa'], m['isa'])}, {m['threads']} threads"
     axes.set_title(title, loc="left", fontsize=10, color=INK, pad=8, fontweight="bold")
     axes.set_xlabel("times faster than the best of PyTorch", fontsize=9, color=INK)
 

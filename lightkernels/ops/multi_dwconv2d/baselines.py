@@ -37,8 +37,8 @@ def entries(
     """The list, for stride 1 and dilation 1.
 
     One convolution a branch, then cat or sum; for ``add`` one convolution with the merged kernel; for ``concat`` of
-    several branches one convolution with a depth multiplier, whose kernels are padded with zeros and whose output
-    channels stay interleaved; on 16 bit the same in float32 and one rounding at the end, and the native type as well
+    several branches one convolution with a depth multiplier, whose output channels stay interleaved, and one over
+    repeated channels, the kernels of both padded with zeros; on 16 bit the same in float32 and one rounding at the end, and the native type as well
     if ``native16``; through torch.compile in the layouts of ``compile``. Kernels are merged or padded once, outside
     the timing.
     """
@@ -50,9 +50,10 @@ def entries(
             forms.append((f"merged{tag}", _single(wide), _merged(kernel_sizes)))
         if len(kernel_sizes) > 1 and combine == "concat":
             forms.append((f"multiplier{tag}", _single(wide), _multiplier(kernel_sizes)))
+            forms.append((f"repeated{tag}", _repeated(wide), _stacked(kernel_sizes)))
     found = [Entry(name, layout, forward, **more) for name, forward, more in forms for layout in LAYOUTS]
     if compile and has_compiler():
-        whole = [e for e in found if not e.name.startswith("multiplier") and e.layout in compile]
+        whole = [e for e in found if not e.name.startswith(("multiplier", "repeated")) and e.layout in compile]
         found += [compiled(e) for e in whole]
     return found
 
@@ -95,6 +96,15 @@ def _single(wide: torch.dtype | None) -> Forward:
     return forward
 
 
+def _repeated(wide: torch.dtype | None) -> Forward:
+    single = _single(wide)
+
+    def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        return single(x.repeat(1, weights[0].shape[0] // x.shape[1], 1, 1), weights)
+
+    return forward
+
+
 def _spread(w: Tensor, hull: int) -> Tensor:
     pad = (hull - w.shape[-1]) // 2
     return F.pad(w, (pad, pad, pad, pad))
@@ -113,6 +123,18 @@ def _merged(kernel_sizes: Sequence[int]) -> dict[str, Any]:
 
     def weight_grads(grads: Sequence[Tensor]) -> list[Tensor]:
         return [_crop(grads[0], k) for k in kernel_sizes]
+
+    return {"weights": weights, "weight_grads": weight_grads}
+
+
+def _stacked(kernel_sizes: Sequence[int]) -> dict[str, Any]:
+    hull, count = max(kernel_sizes), len(kernel_sizes)
+
+    def weights(ws: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([_spread(w, hull) for w in ws])]
+
+    def weight_grads(grads: Sequence[Tensor]) -> list[Tensor]:
+        return [_crop(part, k) for part, k in zip(grads[0].chunk(count), kernel_sizes, strict=True)]
 
     return {"weights": weights, "weight_grads": weight_grads}
 

@@ -1,0 +1,120 @@
+"""What benchmarks/ says about its numbers: worst cases, verdicts, comparisons. No test here bounds a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+compare = pytest.importorskip("compare")
+machine = pytest.importorskip("machine")
+tables = pytest.importorskip("tables")
+rows = pytest.importorskip("cpu.rows")
+Target = rows.Target
+
+
+def record(values, shape="1x2x3x4", backend="cpu", times=None):
+    return {
+        "shape": shape,
+        "dtype": "float32",
+        "kind": "forward",
+        "backends": {"nchw": backend, "nhwc": backend},
+        "times": times or {},
+        "errors": {},
+        "refused": {},
+        "values": [
+            {"key": "best", "layout": layout, "value": v, "median": v, "against": "eager nchw"}
+            for layout, v in zip(("nchw", "nhwc"), values, strict=True)
+        ],
+    }
+
+
+def test_the_worst_of_shapes_and_layouts_decides():
+    target = Target("best", "over the best", 2.0, 1.5)
+    records = [record((3.0, 2.5)), record((2.2, 1.7), "5x6x7x8")]
+    worst = tables.worst(records, target)
+    assert (worst["value"], worst["shape"], worst["layout"]) == (1.7, "5x6x7x8", "nhwc")
+    assert tables.verdict(records, target) == "floor met"
+    assert tables.verdict(records[:1], target) == "goal met"
+    assert tables.verdict([record((1.4, 9.0))], target) == "below the floor"
+    assert tables.verdict([], target) == "not measured"
+
+
+def test_less_is_better_for_costs():
+    target = Target("best", "of F.conv2d's", 0.15, 0.3, less=True)
+    assert tables.worst([record((0.1, 0.2))], target)["value"] == 0.2
+    assert tables.verdict([record((0.1, 0.14))], target) == "goal met"
+    assert tables.verdict([record((0.1, 0.2))], target) == "floor met"
+    assert tables.verdict([record((0.1, 0.31))], target) == "below the floor"
+
+
+def test_shapes_handed_to_pytorch_are_named_and_at_most_two():
+    target = Target("best", "over the best", 2.0, 1.5)
+    given = [record((1.0, 1.0), f"{i}x1x1x1", backend="torch") for i in range(3)]
+    own = record((3.0, 3.0), "9x9x9x9")
+    assert tables.verdict([own, *given[:2]], target) == "goal met"
+    assert tables.handed([own, *given[:2]], target) == ["0x1x1x1", "1x1x1x1"]
+    assert tables.verdict([own, *given], target) == "below the floor"
+    assert tables.verdict(given[:2], target) == "below the floor"
+
+
+def test_every_row_has_a_goal_and_a_name_of_its_own():
+    assert len({row.name for row in rows.ROWS}) == len(rows.ROWS)
+    for row in rows.ROWS:
+        first = row.targets[0]
+        assert first.goal is not None
+        assert (first.goal < first.floor) == first.less
+
+
+def test_markdown_and_csv_of_a_run(tmp_path):
+    timing = {"min": 1e-3, "median": 1e-3, "spread": 0.1, "samples": 5, "faults": 7}
+    data = {
+        "machine": {**machine.describe(), "commit": "abc"},
+        "settings": {"rounds": 5, "min_time": 0.05},
+        "rows": {
+            "concat_forward": {
+                "seconds": 1.0,
+                "load": 0.2,
+                "records": [record((3.0, 2.5), times={"lightkernels nchw": timing, "eager nchw": timing})],
+            }
+        },
+    }
+    text = tables.markdown(rows.ROWS, data)
+    assert "| concat 3+5+7 forward | over the best | 2.2x | 1.5x | 2.5x |" in text
+    assert "inside timed regions, whole run: 14." in text
+    assert text.count("not measured") > 5
+    tables.write_csv(tmp_path / "run.csv", data)
+    lines = (tmp_path / "run.csv").read_text().splitlines()
+    assert len({line.count(",") for line in lines}) == 1
+    assert len(lines) == 5
+
+
+def test_comparison_names_what_changed_and_separates_the_machine():
+    def data(ours, theirs):
+        timing = {name: {"min": t} for name, t in (("lightkernels nchw", ours), ("eager nchw", theirs))}
+        return {
+            "machine": {k: "-" for k in ("commit", "date", "processor", "isa", "threads", "torch")},
+            "rows": {"concat_forward": {"records": [record((1.0, 1.0), times=timing)]}},
+        }
+
+    lines = compare.compare(data(2e-3, 1e-3), data(1e-3, 1e-3), noise=0.05)
+    assert any(line.startswith("  2.00x") and "lightkernels nchw" in line for line in lines)
+    assert lines[-2] == "ours: 2.000x over 1 calls"
+    assert lines[-1].startswith("PyTorch's: 1.000x over 1 calls")
+
+
+def test_the_runner_lists_its_rows():
+    run = subprocess.run([sys.executable, str(FOLDER / "run.py"), "--list"], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in run.stdout.splitlines()] == [row.name for row in rows.ROWS]
+
+
+def test_committed_results_are_whole():
+    for path in (FOLDER / "results").glob("cpu-*.json"):
+        data = json.loads(path.read_text())
+        assert set(data["rows"]) <= {row.name for row in rows.ROWS}
+        assert path.with_suffix(".md").read_text() == tables.markdown(rows.ROWS, data), path

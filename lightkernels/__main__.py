@@ -1,0 +1,5 @@
+import sys
+
+from lightkernels.cli import main
+
+sys.exit(main())

@@ -1,0 +1,120 @@
+"""The commands with a terminal interface. ``info`` and ``explain`` are in ``plain``."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from lightkernels._core.backends import NAMES, BackendUnavailable
+from lightkernels.cli import COMMANDS, interrupted
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@app.callback()
+def _commands() -> None:
+    """Fused kernels for lightweight CNNs."""
+
+
+def command(function: F) -> F:
+    """Registers a command; Ctrl-C and the errors that a user can mend end it with one line and no traceback."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from lightkernels.train.checkpoint import CheckpointError
+
+        try:
+            code = function(*args, **kwargs)
+        except KeyboardInterrupt:
+            code = interrupted()
+        except (BackendUnavailable, CheckpointError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"lightkernels: {error}", markup=False)
+            code = 1
+        raise typer.Exit(code)
+
+    name = function.__name__
+    app.command(name, help=COMMANDS[name].help)(run)
+    return function
+
+
+def backend_name(value: str) -> str:
+    if value not in NAMES:
+        raise typer.BadParameter(f"must be one of {', '.join(NAMES)}")
+    return value
+
+
+class Shapes(str, enum.Enum):
+    quick = "quick"
+    all = "all"
+
+
+class Dtype(str, enum.Enum):
+    float32 = "float32"
+    float64 = "float64"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
+Threads = Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves torch's number.")]
+Backend = Annotated[str, typer.Option(callback=backend_name, help=f"One of {', '.join(NAMES)}.")]
+
+
+@command
+def quickstart(
+    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the images.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the picture.")] = Path("runs/quickstart"),
+    device: Device = "cpu",
+    threads: Threads = 0,
+    speed: Annotated[bool, typer.Option(help="Time a training step against PyTorch.")] = True,
+    compile: Annotated[bool, typer.Option(help="Time torch.compile too, on one block.")] = True,
+) -> int:
+    from lightkernels.cli import quickstart as job
+
+    return job.run(job.Options(seed, epochs, out, device, threads, speed, compile))
+
+
+@command
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A file that quickstart wrote.")],
+    backend: Backend = "auto",
+    device: Device = "cpu",
+    threads: Threads = 0,
+) -> int:
+    from lightkernels.cli import evaluate as job
+
+    return job.run(checkpoint, backend, device, threads)
+
+
+@command
+def models(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern of names, such as 'pydmobilenet_add_*'.")] = "*",
+    check: Annotated[bool, typer.Option("--check", help="Count every network again; takes a minute.")] = False,
+) -> int:
+    from lightkernels.cli import models as job
+
+    return job.run(pattern, check)
+
+
+@command
+def bench(
+    op: Annotated[str, typer.Argument(help="The operator.")] = "multi_dwconv2d",
+    shapes: Annotated[Shapes, typer.Option(help="Two shapes of each kind, or every one.")] = Shapes.quick,
+    dtype: Annotated[Dtype, typer.Option(help="Element type.")] = Dtype.float32,
+    csv: Annotated[Path | None, typer.Option(help="Write every candidate's times to this file.")] = None,
+    compile: Annotated[bool, typer.Option(help="Compare with torch.compile too; takes minutes.")] = False,
+    threads: Threads = 0,
+) -> int:
+    from lightkernels.cli import bench as job
+
+    return job.run(job.Options(op, shapes.value, dtype.value, csv, compile, threads))

@@ -28,6 +28,7 @@ int bwd_x_as(const Params& p, const void* g, const void* w, void* gx) {
 template <class T>
 int bwd_w_as(const Params& p, const void* g, const void* x, void* gw) {
   if (p.layout == Layout::nchw) return nchw::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
+  if (p.layout == Layout::nhwc && nhwc::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw))) return ok;
   return generic_bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
 }
 

@@ -1,5 +1,6 @@
 // NHWC entries. Each returns false, with nothing computed, for what it leaves to the generic kernels.
 #pragma once
+#include "multi_dwconv2d/nhwc_bwd_w.h"
 #include "multi_dwconv2d/nhwc_conv.h"
 
 namespace {
@@ -38,6 +39,14 @@ bool fwd(const Params& p, const T* x, const T* w, const T* bias, T* y) {
 template <class T>
 bool bwd_x(const Params& p, const T* g, const T* w, T* gx) {
   return conv_all<T>(p, true, g, w, nullptr, gx);
+}
+template <class T>
+bool bwd_w(const Params& p, const T* g, const T* x, T* gw) {
+  const int n = groups(p), branches = n == 1 ? static_cast<int>(p.num_branches) : 1;
+  if (n == 0 || empty(p)) return false;
+  for (int m = 0; m < n; ++m)
+    if (!bwd_w_group<T>(p, m, branches, g, x, gw)) return false;
+  return true;
 }
 
 }  // namespace nhwc

@@ -5,8 +5,6 @@
 namespace {
 namespace nhwc {
 
-constexpr double kTeamGrain = 400e3;  // multiply-adds below which a team of threads costs more than it saves
-
 constexpr i64 kStreamBytes = 1 << 20;  // output size from which it bypasses the caches
 
 // How the work is cut: a unit is one channel block of one strip of rows of one image.
@@ -23,12 +21,12 @@ struct Conv {
   const Ring<A>& r;
   const T *src, *w, *bias;
   T* dst;
-  bool stream;
+  bool past;  // whether full lines bypass the caches
   Stage<T> stage;
   A *packed, *line;
   RunAt<A>* active;
   int (*count)[kRunKinds];
-  const char** ahead_of;
+  Stream* streams;
   char* ready;
 
   i64 block_channels() const { return static_cast<i64>(r.vecs) * V; }
@@ -37,7 +35,7 @@ struct Conv {
     stage.take(a);
     active = a.take<RunAt<A>>(r.rows * g.runs);
     count = a.take<int[kRunKinds]>(r.rows * g.passes);
-    ahead_of = a.take<const char*>(g.planes * g.in_step_h);
+    streams = a.take<Stream>(g.planes * g.in_step_h);
     line = a.take<A>(r.panel * V * kBlockVecs<T>);
     ready = a.take<char>(chunk);
     packed = a.take<A>(chunk * packed_elements());
@@ -84,7 +82,7 @@ struct Conv {
 
   // What the next rows will stage in place of those that grid row i needed last; past the image, the next unit's.
   Ahead ahead(const T* from, i64 next_unit, i64 i, i64 j0, int rows, i64 runs) {
-    Ahead h{ahead_of, 0, 0, g.in.w * static_cast<i64>(sizeof(T)), 0, 0};
+    Ahead h{streams, 0, 0, 0, 0};
     i64 first = j0 * g.in_step_w + g.lo_c, last = first + r.class_cols * g.in_step_w;
     first = first < 0 ? 0 : first;
     last = last > g.in_w ? g.in_w : last;
@@ -94,9 +92,9 @@ struct Conv {
         if (row < 0 || row >= 2 * g.in_h) continue;
         const T* p = from + g.plane[q].channel + first * g.in.w;
         p += row < g.in_h ? row * g.in.h : next_unit + (row - g.in_h) * g.in.h;
-        ahead_of[h.streams++] = reinterpret_cast<const char*>(p);
+        streams[h.streams++] = {reinterpret_cast<const char*>(p), g.in.w * static_cast<i64>(sizeof(T))};
       }
-    if (last > first) h.end = (last - first) * h.step;
+    h.pixels = last - first;
     h.rate = runs > 0 ? static_cast<int>((last - first + runs - 1) / runs) : 0;
     return h;
   }
@@ -116,7 +114,7 @@ struct Conv {
       if (y >= g.out_h || n <= 0) continue;
       T* to = image + y * g.out.h + (j0 * g.out_step_w + s.col0) * g.out.w + s.channel + c0 + v0 * V;
       const i64 left = channels - v0 * V;
-      const bool streaming = stream && left >= L * V && s.channel * sizeof(T) % 64 == 0;
+      const bool streaming = past && left >= L * V && s.channel * sizeof(T) % 64 == 0;
       for (int v = v0; v < v0 + L && v * V < channels; ++v, to += V) {
         const i64 own = w0 + static_cast<i64>(v) * g.slots * V;
         const bool whole = channels - v * V >= V;
@@ -185,7 +183,7 @@ struct Conv {
 // Whether whole lines go to memory past the caches: for outputs that caches would not keep anyway, and where a channel
 // block's lines are its own.
 template <class T>
-bool streams(const Params& p, const Plan& g, const T* dst) {
+bool past_caches(const Params& p, const Plan& g, const T* dst) {
   const i64 bytes = p.n * g.out_h * g.out_w * g.channels * (g.backward ? 1 : g.passes) * static_cast<i64>(sizeof(T));
   const i64 line = 64 / static_cast<i64>(sizeof(T));
   return kCanStream && bytes >= kStreamBytes && reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 &&
@@ -214,7 +212,7 @@ bool conv_group(const Params& p, bool backward, int first, int branches, const T
   cut.blocks = (g.channels + vecs * kLanes<A> - 1) / (vecs * kLanes<A>);
   cut.strips = 1;
   const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr};
-  Conv<T> c{p,     g,       r,       src,     w,       bias,    dst,    streams<T>(p, g, dst),
+  Conv<T> c{p,     g,       r,       src,     w,       bias,    dst,    past_caches<T>(p, g, dst),
             stage, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   Arena fixed{nullptr, 0};
   c.take(fixed, 0);
@@ -234,7 +232,7 @@ bool conv_group(const Params& p, bool backward, int first, int branches, const T
       Conv<T> mine = c;
       mine.take(own, chunk);
       mine.work(cut, b0, b1, units * t / threads, units * (t + 1) / threads);
-      if (mine.stream) stream_fence();
+      if (mine.past) stream_fence();
     }
   }
   return true;

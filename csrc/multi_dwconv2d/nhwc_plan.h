@@ -6,6 +6,8 @@
 namespace {
 namespace nhwc {
 
+constexpr double kTeamGrain = 400e3;  // multiply-adds below which a team of threads costs more than it saves
+
 // Bump allocation out of one block of scratch; with a null base it only measures.
 struct Arena {
   char* base;

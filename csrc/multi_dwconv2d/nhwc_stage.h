@@ -52,30 +52,43 @@ i64 ring_bytes(const Plan& g, const Ring<A>& r) {
   return ring_elements(g, r) * static_cast<i64>(sizeof(A));
 }
 
-// As many channels at once as the scratch holds, so that memory is read and written in order; where one line of
-// channels is too much already, grid columns are cut into panels. `units` other pieces of work exist for `threads`.
+// Rows at once: enough columns that a visit to a channel's sums or weights pays, in equal steps down the image.
+inline int rows_at_once(const Plan& g) {
+  const i64 most = kRowsGrain / g.cols > 1 ? kRowsGrain / g.cols : 1, steps = (g.rows + most - 1) / most;
+  return static_cast<int>((g.rows + steps - 1) / steps);
+}
+
+// Channel blocks of `vecs` vectors; where their rows are too long for the scratch, grid columns are cut into panels.
+template <class T>
+Ring<Acc<T>> rows_ring(Plan& g, int vecs) {
+  using A = Acc<T>;
+  const Ring<A> whole = ring_of<A>(g, g.cols, vecs, rows_at_once(g));
+  if (ring_bytes(g, whole) <= kRingBytes) return whole;
+  const Ring<A> r = ring_of<A>(g, g.cols, vecs, 1);
+  const i64 a_column = ring_bytes(g, r) / r.class_cols, halo = r.class_cols - r.panel;
+  const i64 panel = (kRingBytes / a_column - halo) / kTile * kTile;
+  return ring_of<A>(g, imin(panel < 2 * kTile ? 2 * kTile : panel, g.cols), vecs, 1);
+}
+
+// As many channels at once as the scratch holds, so that memory is read and written in order. `units` pieces of work
+// besides channel blocks exist for `threads`.
 template <class T>
 Ring<Acc<T>> fit_ring(Plan& g, i64 units, int threads) {
   using A = Acc<T>;
   constexpr int V = kLanes<A>, line = kBlockVecs<T>;
-  int rows = imax(1, kRowsGrain / g.cols);
-  rows = imin(rows, g.rows);
-  rows = imax(1, (g.rows + (g.rows + rows - 1) / rows - 1) / ((g.rows + rows - 1) / rows));
   const int need = static_cast<int>((g.channels + V - 1) / V), lines = (need + line - 1) / line;
-  const i64 a_line = ring_bytes(g, ring_of<A>(g, g.cols, line, rows)), weights = g.slots * kVecBytes * line;
-  if (a_line > kRingBytes) {
-    const Ring<A> r = ring_of<A>(g, g.cols, imin(line, need), 1);
-    const i64 a_column = ring_bytes(g, r) / r.class_cols, halo = r.class_cols - r.panel;
-    const i64 panel = (kRingBytes / a_column - halo) / kTile * kTile;
-    return ring_of<A>(g, imin(panel < 2 * kTile ? 2 * kTile : panel, g.cols), imin(line, need), 1);
+  const i64 a_line = ring_bytes(g, ring_of<A>(g, g.cols, line, rows_at_once(g)));
+  if (a_line > kRingBytes) return rows_ring<T>(g, imin(line, need));
+  const i64 weights = static_cast<i64>(g.slots) * kVecBytes * line;
+  int fit = imin(lines, kRingBytes / a_line);
+  fit = imin(fit, kWeightBytes / weights > 0 ? kWeightBytes / weights : 1);
+  int most = fit;
+  for (; most > 0; --most) {
+    const i64 pieces = units * ((lines + most - 1) / most);
+    if (pieces % threads == 0 || pieces >= 4 * threads) break;
   }
-  int most = imin(kRingBytes / a_line, kWeightBytes / weights > 0 ? kWeightBytes / weights : 1), blocks = 0;
-  for (most = imin(most, lines); most > 0; --most) {
-    blocks = (lines + most - 1) / most;
-    if (units * blocks % threads == 0 || units * blocks >= 4 * threads) break;
-  }
-  if (most == 0) blocks = (lines + imin(lines, kRingBytes / a_line) - 1) / imin(lines, kRingBytes / a_line);
-  return ring_of<A>(g, g.cols, imin(need, (lines + blocks - 1) / blocks * line), rows);
+  const int blocks = (lines + (most ? most : fit) - 1) / (most ? most : fit);
+  return rows_ring<T>(g, imin(need, (lines + blocks - 1) / blocks * line));
 }
 
 // One image row, `src` at its column 0, into a staged row whose first column is image column q0.

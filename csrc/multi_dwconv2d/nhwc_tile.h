@@ -18,12 +18,10 @@ constexpr int kTile = 16, kLongestRun = 7;
 constexpr int kTile = 8, kLongestRun = 5;  // eight sums, five weights and a pixel: 14 of 16 registers
 #endif
 
-// The first piece of a chain of n taps, leaving no lone tap behind where that can be avoided.
+// The first piece of a chain of n taps cut into pieces of at most `longest`, as equal as the kinds allow.
 inline int piece(int n, int longest) {
-  if (n == 7 && longest == 7) return 7;
-  if (n <= 5) return n < longest ? n : longest;
-  if (n <= 8) return (n + 1) / 2;
-  return n <= 10 ? 5 : longest;
+  const int pieces = (n + longest - 1) / longest, length = (n + pieces - 1) / pieces;
+  return length == 6 ? (n == 6 ? 3 : longest) : length;
 }
 inline int run_kind(int length) { return length == 7 ? 0 : 6 - length; }
 
@@ -51,12 +49,24 @@ LK_INLINE void add_run(Vec<A>* acc, const A* x, const A* w) {
   }
 }
 
-// Lines that a later row will read, fetched a few at a time between runs: the memory works while the sums do.
-// A stream is a row of pixels; `at` counts bytes from its start.
+// Lines that a later row will read, fetched a few at a time between sums: the memory works while they do.
+struct Stream {
+  const char* at;
+  i64 step;  // bytes from one pixel to the next
+};
 struct Ahead {
-  const char** from;
-  int streams, rate;  // rate: pixels a run
-  i64 step, at, end;
+  Stream* from;
+  int streams, rate;  // rate: pixels of every stream at each turn
+  i64 done, pixels;
+
+  LK_INLINE int turn() const { return done < pixels ? rate : 0; }
+  LK_INLINE void fetch(int n) {
+    for (; n > 0; --n, ++done)
+      for (int q = 0; q < streams; ++q) {
+        __builtin_prefetch(from[q].at, 0, 2);
+        from[q].at += from[q].step;
+      }
+  }
 };
 
 template <class A>
@@ -71,10 +81,7 @@ struct Tile {
 // `tiles` neighbouring tiles of TW output columns each; x0 is added to every run's pixel.
 template <class A, int TW>
 void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles, Ahead& ahead) {
-  const char** from = ahead.from;
-  const int streams = ahead.streams, rate = ahead.at < ahead.end ? ahead.rate : 0;
-  const i64 ahead_step = ahead.step;
-  i64 at = ahead.at;
+  const int rate = ahead.turn();
   const i64 w0 = a.w0, out_step = a.out_step;
   const Vec<A> init = vload(a.init);
   for (; tiles > 0; --tiles, x0 += TW * kLanes<A>) {
@@ -82,11 +89,10 @@ void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles, Ahead& ahead) {
 #pragma GCC unroll 16
     for (int t = 0; t < TW; ++t) acc[t] = init;
     const RunAt<A>* r = a.runs;
-#define LK_RUNS(KIND)                                                           \
-  for (int n = a.count[KIND]; n > 0; --n, ++r) {                                \
-    for (int k = rate; k > 0; --k, at += ahead_step)                            \
-      for (int q = 0; q < streams; ++q) __builtin_prefetch(from[q] + at, 0, 2); \
-    add_run<kRunLength[KIND], TW>(acc, r->x + x0, r->w + w0);                   \
+#define LK_RUNS(KIND)                                         \
+  for (int n = a.count[KIND]; n > 0; --n, ++r) {              \
+    ahead.fetch(rate);                                        \
+    add_run<kRunLength[KIND], TW>(acc, r->x + x0, r->w + w0); \
   }
     LK_RUNS(0);
     LK_RUNS(1);
@@ -103,7 +109,6 @@ void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles, Ahead& ahead) {
       for (int t = 0; t < TW; ++t, out += out_step) vstore(out, acc[t]);
     }
   }
-  ahead.at = at;
 }
 
 // Columns split into tiles as equal as can be: 14 columns are 7 + 7, not 8 + 6.

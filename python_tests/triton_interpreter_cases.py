@@ -72,7 +72,19 @@ CASES: dict[str, Case] = {
     "float64": Case((3, 5), (1, 2, 4, 5), dtype=torch.float64, combine="add", bias=True, rows=2),
     "float64-integers": Case((3, 3), dtype=torch.float64, combine="cumulative", integers=True, bias=True),
     "float64-integers-nhwc": Case((3,), dtype=torch.float64, stride=(2, 2), layout="nhwc", integers=True),
-    "float16": Case((3, 5), dtype=torch.float16, bias=True, rows=2),
+    "dot": Case((7,), (3, 2, 9, 10), dtype=torch.float16, bias=True),
+    "dot-concat": Case((3, 5, 7), (1, 1, 9, 18), dtype=torch.float16, bias=True),
+    "dot-add": Case((3, 5, 7), (2, 2, 7, 7), dtype=torch.float16, combine="add", bias=True),
+    "dot-cumulative": Case((3, 5), (1, 1, 5, 9), dtype=torch.float16, combine="cumulative", bias=True),
+    "dot-halo": Case((3, 5), (1, 1, 35, 69), dtype=torch.float16, bias=True),
+    "dot-halo-add": Case((3, 7), (1, 1, 66, 40), dtype=torch.float16, combine="add"),
+    "dot-stride2": Case((3, 7), (2, 1, 9, 35), stride=(2, 2), dtype=torch.float16, bias=True),
+    "dot-stride2-add": Case((5, 7), (1, 1, 9, 70), stride=(2, 2), dtype=torch.float16, combine="add"),
+    "dot-stride-cumulative": Case((3, 5), (1, 1, 7, 33), stride=(3, 2), dtype=torch.float16, combine="cumulative"),
+    "dot-dilated": Case((3, 3, 5), (1, 1, 9, 37), dilations=(2, 3, 2), dtype=torch.float16, combine="add"),
+    "dot-split": Case((3, 5), (1, 3, 6, 9), split=(1, 2), dtype=torch.float16, bias=True),
+    "dot-sliced": Case((5, 3), (2, 2, 6, 9), sliced=True, dtype=torch.float16),
+    "float16-nhwc": Case((3, 5), dtype=torch.float16, layout="nhwc", rows=1),
     "bfloat16": Case((3, 5), dtype=torch.bfloat16, bias=True, rows=2),
     "bfloat16-nhwc-add": Case((3, 1), dtype=torch.bfloat16, combine="add", layout="nhwc"),
     **{f"empty-batch-{a}": Case((3, 5), (0, 2, 6, 5), layout=a) for a in BOTH},
@@ -137,6 +149,7 @@ def rms(t: Tensor) -> float:
 def run(case: Case) -> dict[str, object]:
     from lightkernels._core.spec import TensorMeta, dense_stride
     from lightkernels.ops.multi_dwconv2d import reference, triton
+    from lightkernels.ops.multi_dwconv2d import triton_config as config
     from lightkernels.ops.multi_dwconv2d.op import OP
 
     random = torch.Generator().manual_seed(len(case.kernels) + sum(case.shape))
@@ -163,11 +176,10 @@ def run(case: Case) -> dict[str, object]:
     g = data(wide, dense_stride(wide, case.layout))[:, case.sliced :][:, : spec.c_out]
     assert triton.why_not(spec) is None, triton.why_not(spec)
     if case.table:
-        triton.UNROLL_TAPS = triton.GRAD_TAPS = triton.UNROLL_USES = 1
+        config.UNROLL_TAPS = config.GRAD_TAPS = config.UNROLL_USES = 1
     if case.rows is not None:
-        triton.UNROLL_USES = 1
-        rows, config_of = case.rows, triton.config_of
-        triton.config_of = lambda s, kind: config_of(s, kind)._replace(**{} if kind == "bwd_w" else {"th": rows})
+        rows, heuristic = case.rows, config._heuristic
+        config._heuristic = lambda s, kind: heuristic(s, kind)._replace(**{} if kind == "bwd_w" else {"th": rows})
 
     result: dict[str, object] = {}
     exact = dataclasses.replace(spec, dtype=torch.float64, cache={})
@@ -176,7 +188,8 @@ def run(case: Case) -> dict[str, object]:
             continue
         with poisoned_allocations() as made:
             y = getattr(triton, kind)(spec, *inputs)
-            again = getattr(triton, kind)(spec, *inputs) if kind == "bwd_w" else y
+            repeat = kind == "bwd_w" and case.combine == "add"
+            again = getattr(triton, kind)(spec, *inputs) if repeat else y
         truth = getattr(reference, kind)(exact, *[None if t is None else t.double() for t in inputs])
         native = getattr(reference, kind)(spec, *inputs)
         error = rms(y.double() - truth)
@@ -201,11 +214,12 @@ def nonfinite() -> dict[str, object]:
     """With exact_nonfinite an Inf reaches exactly the results whose taps meet it, in each pass and layout."""
     from lightkernels._core.spec import TensorMeta
     from lightkernels.ops.multi_dwconv2d import reference, triton
+    from lightkernels.ops.multi_dwconv2d import triton_config as config
     from lightkernels.ops.multi_dwconv2d.op import OP
 
     bad = []
     for layout, table in (("nchw", False), ("nhwc", False), ("nchw", True)):
-        triton.UNROLL_TAPS, triton.GRAD_TAPS = (1, 1) if table else (128, 96)
+        config.UNROLL_TAPS, config.GRAD_TAPS = (1, 1) if table else (128, 96)
         memory = torch.channels_last if layout == "nhwc" else torch.contiguous_format
         shape, size = (1, 2, 2, 3), 2 * 9
         x = torch.zeros(shape).contiguous(memory_format=memory)
@@ -236,13 +250,13 @@ def nonfinite() -> dict[str, object]:
 def main() -> None:
     names = sys.argv[1:] or [*CASES, "nonfinite"]
     torch.set_num_threads(1)
-    from lightkernels.ops.multi_dwconv2d import triton
+    from lightkernels.ops.multi_dwconv2d import triton_config as config
 
-    saved = {k: getattr(triton, k) for k in ("UNROLL_TAPS", "UNROLL_USES", "GRAD_TAPS", "config_of")}
+    saved = {k: getattr(config, k) for k in ("UNROLL_TAPS", "UNROLL_USES", "GRAD_TAPS", "_heuristic")}
     for name in names:
         start = time.perf_counter()
         for key, value in saved.items():
-            setattr(triton, key, value)
+            setattr(config, key, value)
         try:
             result = nonfinite() if name == "nonfinite" else run(CASES[name])
         except Exception as error:

@@ -1,50 +1,21 @@
-"""The Triton backend: which kernels a call takes, their tiles and their launches.
-
-Importing this module does not import Triton; `why_not` does, once, and the kernels come with the first launch.
-"""
+"""The Triton backend. Importing this does not import Triton: `why_not` does, and the kernels come on first use."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lightkernels.ops.multi_dwconv2d.triton_config import Grid, config_of, dot_conv, groups_of, interpreting
+
 if TYPE_CHECKING:
     from lightkernels.ops.multi_dwconv2d.op import Spec
 
-UNROLL_TAPS = 128  # beyond, the kernels walk a table of taps
-UNROLL_USES = 400  # products that one program writes out: code size and compile time
-GRAD_TAPS = 96  # accumulators a program of the weight gradient holds
-TABLE_CHUNK = 16
 GRID_LIMIT = 2**31 - 1
-PROGRAMS = 1024  # of the weight gradient's first stage, about; a constant, so that sums have one order everywhere
-LAUNCH = {"num_stages": 1, "enable_fp_fusion": True}
-
-
-class Config(NamedTuple):
-    """A tile: output rows, channels, columns, and the warps that share it."""
-
-    th: int
-    bc: int
-    bw: int
-    warps: int
-
-
-class Group(NamedTuple):
-    """Branches that read the same channels: all of them, or with `split` each by itself."""
-
-    kernels: tuple[int, ...]
-    dilations: tuple[int, ...]
-    combine: str
-    c: int
-    x0: int
-    y0: int
-    w0: int
 
 
 @functools.cache
@@ -53,23 +24,9 @@ def _missing() -> str | None:
         return "Triton is not installed (pip install triton)"
     try:
         import triton  # noqa: F401
-    except Exception as error:  # a broken installation must not break the others
+    except Exception as error:  # a broken installation must not break the other backends
         return f"Triton cannot be imported: {error}"
     return None
-
-
-@functools.cache
-def _interpreting() -> bool:
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
-
-
-@functools.cache
-def _kernels() -> tuple[ModuleType, ModuleType]:
-    from lightkernels.ops.multi_dwconv2d import triton_grad, triton_kernels
-
-    return triton_kernels, triton_grad
 
 
 def why_not(spec: Spec) -> str | None:
@@ -78,104 +35,27 @@ def why_not(spec: Spec) -> str | None:
     missing = _missing()
     if missing is not None:
         return missing
-    if spec.device == "cpu" and not _interpreting():
+    if spec.device == "cpu" and not interpreting():
         return "the tensors are on the CPU and Triton's interpreter is off (TRITON_INTERPRET=1)"
-    if spec.device == "cuda" and _interpreting():
+    if spec.device == "cuda" and interpreting():
         return "Triton's interpreter is on (TRITON_INTERPRET=1); it is for CPU tensors here"
     if spec.device == "cuda" and torch.version.hip is not None:
         return "the kernels have been compiled for NVIDIA devices only, not for ROCm"
-    if spec.n * max(spec.c, spec.c_out) * spec.h * -(-spec.w // 16) > GRID_LIMIT:
-        return f"the call needs more than {GRID_LIMIT} programs"
+    # Tiles hold at least 16 columns of a row, or at least 16 pixels or channels where rows are short.
+    if spec.n * spec.c * spec.h * -(-spec.w // 16) > GRID_LIMIT:
+        return f"the call may need more than {GRID_LIMIT} programs"
     return None
 
 
 def config_text(spec: Spec) -> str:
-    return "; ".join(
-        f"{kind} {config.th} rows x {config.bc} channels x {config.bw} columns, {config.warps} warps"
-        for kind in ("fwd", "bwd_x", "bwd_w")
-        for config in [config_of(spec, kind)]
-    )
-
-
-def _pow2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
-
-
-def config_of(spec: Spec, kind: str) -> Config:
-    """Tile of `fwd`, `bwd_x` or `bwd_w`, without regard to tuned files.
-
-    NCHW: lanes along W, and as many output rows as unrolling allows, since each row saves loads. NHWC: 16 bytes of
-    channels a lane; the weights differ from lane to lane there, so registers allow few rows.
-    """
-    group, *_ = groups = _groups(spec)
-    taps = max(map(_count, groups))
-    wide = _pow2(spec.wo if kind != "bwd_x" else -(-spec.w // spec.stride[1]))
-    high = spec.ho if kind != "bwd_x" else -(-spec.h // spec.stride[0])
-    c = max(g.c for g in groups)
-    if kind == "bwd_w":
-        limit = 1 if taps > GRAD_TAPS else max(1, min(4, UNROLL_USES // taps))
-        rows = max(t for t in range(1, min(high, limit) + 1) if high % t == 0)
-        if spec.layout == "nchw":
-            bw = min(32, wide)
-            return Config(rows, min(_pow2(c), 32 // bw), bw, 1)
-        bc = min(_pow2(c), 64 if taps <= 49 else 32)
-        return Config(rows, bc, max(1, 32 // bc), 1)
-    rows = max(1, min(high, 8, UNROLL_USES // taps))
-    if spec.layout == "nchw":
-        bw = min(32, wide)
-        return Config(rows, min(_pow2(c), 32 // bw), bw, 1)
-    bc = min(_pow2(c), 64)
-    outputs = 4 if len(group.kernels) == 1 else 2
-    return Config(min(rows, 2 if taps <= 9 else 1), bc, min(wide, max(1, 128 * outputs // bc)), 4)
-
-
-def _groups(spec: Spec) -> tuple[Group, ...]:
-    groups = spec.cache.get("triton")
-    if groups is None:
-        rows = spec.rows()
-        if spec.split or len(rows) == 1:
-            # One branch is the same under every combination: one name, one compiled kernel.
-            groups = tuple(
-                Group((r.kernel,), (r.dilation,), "add", r.channels, r.in_start, r.out_start, r.weight_start)
-                for r in rows
-                if r.channels
-            )
-        else:
-            groups = (Group(spec.kernel_sizes, spec.dilations, spec.combine, spec.c, 0, 0, 0),)
-        spec.cache["triton"] = groups
-    return groups  # type: ignore[no-any-return]
-
-
-def _count(group: Group) -> int:
-    """Products an output costs."""
-    if group.combine == "add":
-        return len(_kernels()[0].forward_taps(group.kernels, group.dilations, "add"))
-    return sum(k * k for k in group.kernels)
-
-
-@functools.lru_cache(maxsize=256)
-def _tables(
-    kernels: tuple[int, ...],
-    dilations: tuple[int, ...],
-    combine: str,
-    stride: tuple[int, int],
-    phase: tuple[int, int] | None,
-    device: torch.device,
-) -> tuple[Tensor, ...]:
-    """On the device: int32 rows (slab, dy, dx), the slabs' first taps, rows (prefix, area, index), the taps' first."""
-    tk = _kernels()[0]
-    if phase is None:
-        taps = tk.forward_taps(kernels, dilations, combine)
-    else:
-        taps = tk.adjoint_taps(kernels, dilations, combine, stride, phase)
-    slabs = [0] if phase is not None or combine == "add" else range(len(kernels))
-    starts = [sum(tap[0] < m for tap in taps) for m in slabs] + [len(taps)]
-    terms = [(tk.prefix(kernels, m), kernels[m] ** 2, i) for tap in taps for m, i in tap[3]]
-    term_starts = [0]
-    for tap in taps:
-        term_starts.append(term_starts[-1] + len(tap[3]))
-    columns = ([tap[:3] for tap in taps], starts, terms, term_starts)
-    return tuple(torch.tensor(column, dtype=torch.int32).to(device) for column in columns)
+    """The tiles, for `explain`."""
+    forward = Grid(None, spec.ho, spec.wo, spec.y_stride[2], spec.y_stride[3], 0)
+    dots = [dot_conv(spec, group, forward, spec.x_shape, spec.x_stride) for group in groups_of(spec)]
+    parts = [f"fwd on tensor cores {tuple(dot)}" for dot in dots if dot is not None]
+    for kind in ("fwd", "bwd_x", "bwd_w")[all(dot is not None for dot in dots) :]:
+        th, bc, bw, warps = config_of(spec, kind)
+        parts.append(f"{kind} {th} rows x {bc} channels x {bw} columns, {warps} warps")
+    return "; ".join(parts)
 
 
 def _guard(device: torch.device) -> AbstractContextManager[Any]:
@@ -184,165 +64,45 @@ def _guard(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device)
 
 
-def _acc(dtype: torch.dtype) -> tuple[torch.dtype, Any]:
-    import triton.language as tl
-
-    return (torch.float64, tl.float64) if dtype is torch.float64 else (torch.float32, tl.float32)
-
-
-def _blocks(*pairs: tuple[int, int]) -> int:
-    total = 1
-    for size, block in pairs:
-        total *= -(-size // block)
-    return total
-
-
-class Grid(NamedTuple):
-    """One output grid: which phase of the input gradient (None: the forward), its size, strides and start."""
-
-    phase: tuple[int, int] | None
-    ho: int
-    wo: int
-    sh: int
-    sw: int
-    start: int
-
-
-def _conv(
-    spec: Spec, group: Group, config: Config, grid: Grid, x: Tensor, w: Tensor, b: Tensor | None, y: Tensor
-) -> None:
-    """One launch: y's grid from x, forward or one phase backward."""
-    tk = _kernels()[0]
-    torch_acc, acc = _acc(x.dtype)
-    back = grid.phase is not None
-    taps = (group.kernels, group.dilations, group.combine)
-    count = len(tk.adjoint_taps(*taps, spec.stride, grid.phase) if back else tk.forward_taps(*taps))
-    xs, ys = x.stride(), y.stride()
-    th, bc, bw, warps = config
-    unrolled = count <= UNROLL_TAPS
-    packed = not unrolled or bc > bw
-    x0, y0 = (group.y0, group.x0) if back else (group.x0, group.y0)
-    b = w if b is None else b[group.y0 :]
-    if packed:
-        tables = _tables(*taps, spec.stride, grid.phase, x.device)
-        source, w = w, w.new_empty((max(count, 1), group.c), dtype=torch_acc)
-        blocks = _blocks((group.c, 128))
-        if count:
-            tk.pack_weights[(count * blocks,)](source, w, tables[2], tables[3], group.w0, group.c, 128, num_warps=4)
-    tail = (
-        x0 * xs[1],
-        y0 * ys[1] + grid.start,
-        *(() if not unrolled else (0 if packed else group.w0,)),
-        group.c,
-        *x.shape[2:],
-        grid.ho,
-        grid.wo,
-        *xs,
-        ys[0],
-        ys[1],
-        grid.sh,
-        grid.sw,
-    )
-    bias = spec.has_bias and not back
-    if unrolled:
-        programs = _blocks((spec.n, 1), (group.c, bc), (grid.ho, th), (grid.wo, bw))
-        tk.conv_taps[(programs,)](
-            x, w, b, y, *tail,
-            KERNELS=group.kernels, DILATIONS=group.dilations, COMBINE=group.combine, STRIDE=spec.stride,
-            PHASE=grid.phase, PACKED=packed, BIAS=bias, EXACT=spec.exact_nonfinite, ACC=acc,
-            TH=th, BC=bc, BW=bw, num_warps=warps, **LAUNCH,
-        )  # fmt: skip
-        return
-    programs = _blocks((spec.n, 1), (group.c, bc), (grid.ho, 1), (grid.wo, bw))
-    tk.conv_table[(programs,)](
-        x, w, b, y, tables[0], tables[1], *tail,
-        SLABS=1 if back or group.combine == "add" else len(group.kernels), BACK=back,
-        CUMULATIVE=group.combine == "cumulative" and not back,
-        SH=1 if back else spec.stride[0], SW=1 if back else spec.stride[1],
-        BIAS=bias, EXACT=spec.exact_nonfinite, ACC=acc, BC=bc, BW=bw, num_warps=warps, **LAUNCH,
-    )  # fmt: skip
-
-
 def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    from lightkernels.ops.multi_dwconv2d import triton_launch
+
     y = x.new_empty_strided(spec.y_shape, spec.y_stride)
     if y.numel() == 0:
         return y
     w, b = w.contiguous(), None if b is None else b.contiguous()
     grid = Grid(None, spec.ho, spec.wo, y.stride(2), y.stride(3), 0)
     with _guard(x.device):
-        for group in _groups(spec):
-            _conv(spec, group, config_of(spec, "fwd"), grid, x, w, b, y)
+        for group in groups_of(spec):
+            triton_launch.conv(spec, group, "fwd", grid, x, w, b, y)
     return y
 
 
 def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
+    from lightkernels.ops.multi_dwconv2d import triton_launch
+
     gx = g.new_empty_strided(spec.x_shape, spec.dense_x_stride)
     if gx.numel() == 0:
         return gx
     w = w.contiguous()
     sh, sw = spec.stride
     with _guard(g.device):
-        for group in _groups(spec):
+        for group in groups_of(spec):
             for a in range(min(sh, spec.h)):
                 for e in range(min(sw, spec.w)):
                     start = a * gx.stride(2) + e * gx.stride(3)
-                    size = _blocks((spec.h - a, sh)), _blocks((spec.w - e, sw))
+                    size = -(-(spec.h - a) // sh), -(-(spec.w - e) // sw)
                     grid = Grid((a, e), *size, sh * gx.stride(2), sw * gx.stride(3), start)
-                    _conv(spec, group, config_of(spec, "bwd_x"), grid, g, w, None, gx)
+                    triton_launch.conv(spec, group, "bwd_x", grid, g, w, None, gx)
     return gx
 
 
 def bwd_w(spec: Spec, g: Tensor, x: Tensor) -> Tensor:
+    from lightkernels.ops.multi_dwconv2d import triton_launch
+
     gw = x.new_empty(spec.weight_shape)
-    if gw.numel() == 0:
-        return gw
     if g.numel() == 0:
         return gw.zero_()
-    _, tg = _kernels()
-    torch_acc, _ = _acc(x.dtype)
-    config = config_of(spec, "bwd_w")
-    items = _blocks((spec.n, 1), (spec.ho, config.th), (spec.wo, config.bw))
-    channel_blocks = _blocks((max(group.c for group in _groups(spec)), config.bc))
-    parts = max(1, min(items // 4, PROGRAMS // channel_blocks))
-    per = -(-items // parts)
-    parts = -(-items // per)
-    part = x.new_empty((parts, gw.numel()), dtype=torch_acc)
     with _guard(x.device):
-        for group in _groups(spec):
-            _grad(spec, group, config, g, x, part, items, per)
-        tg.sum_parts[(_blocks((gw.numel(), 128)),)](
-            part, gw, gw.numel(), parts, BP=min(32, _pow2(parts)), BE=128, num_warps=4, **LAUNCH
-        )
+        triton_launch.grad(spec, g, x, gw)
     return gw
-
-
-def _grad(spec: Spec, group: Group, config: Config, g: Tensor, x: Tensor, part: Tensor, items: int, per: int) -> None:
-    """First stage of one group's weight gradient: `part` at the group's weights."""
-    tk, tg = _kernels()
-    acc = _acc(x.dtype)[1]
-    gs, xs = g.stride(), x.stride()
-    taps = tk.forward_taps(group.kernels, group.dilations, group.combine)
-    slabs = 1 if group.combine == "add" else len(group.kernels)
-    counts = [sum(tap[0] == m for tap in taps) for m in range(slabs)]
-    starts = (group.y0 * gs[1], group.x0 * xs[1], group.w0, group.c)
-    sizes = (*x.shape[2:], spec.ho, spec.wo, *gs, *xs)
-    programs = len(part) * _blocks((group.c, config.bc))
-    exact = {"EXACT": spec.exact_nonfinite, "ACC": acc, "BC": config.bc, "BW": config.bw, "num_warps": config.warps}
-    if max(counts) <= GRAD_TAPS:
-        whole = len(taps) <= GRAD_TAPS
-        for first, last in [(0, slabs)] if whole else [(m, m + 1) for m in range(slabs)]:
-            tg.grad_taps[(programs,)](
-                g, x, part, *starts, *sizes, items, per, part.shape[1],
-                KERNELS=group.kernels, DILATIONS=group.dilations, COMBINE=group.combine, STRIDE=spec.stride,
-                FIRST=first, LAST=last, TH=config.th, **exact, **LAUNCH,
-            )  # fmt: skip
-        return
-    table, _, terms, term_starts = _tables(*group[:3], spec.stride, None, x.device)
-    tap = 0
-    for m, count in enumerate(counts):
-        end = len(group.kernels) if group.combine == "cumulative" else m + 1
-        tg.grad_table[(programs * _blocks((count, TABLE_CHUNK)),)](
-            g, x, part, table, terms, term_starts, *starts, *sizes, items, per, part.shape[1],
-            tap, tap + count, m, end, SH=spec.stride[0], SW=spec.stride[1], CHUNK=TABLE_CHUNK, **exact, **LAUNCH,
-        )  # fmt: skip
-        tap += count

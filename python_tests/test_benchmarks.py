@@ -98,7 +98,7 @@ def test_comparison_names_what_changed_and_separates_the_machine():
     def data(ours, theirs):
         timing = {name: {"min": t} for name, t in (("lightkernels nchw", ours), ("eager nchw", theirs))}
         return {
-            "machine": {k: "-" for k in ("commit", "date", "processor", "isa", "threads", "torch")},
+            "machine": dict.fromkeys(("commit", "date", "processor", "isa", "threads", "torch"), "-"),
             "rows": {"concat_forward": {"records": [record((1.0, 1.0), times=timing)]}},
         }
 

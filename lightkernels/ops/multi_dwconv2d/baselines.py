@@ -38,9 +38,9 @@ def entries(
 
     One convolution a branch, then cat or sum; for ``add`` one convolution with the merged kernel; for ``concat`` of
     several branches one convolution with a depth multiplier, whose output channels stay interleaved, and one over
-    repeated channels, the kernels of both padded with zeros; on 16 bit the same in float32 and one rounding at the end, and the native type as well
-    if ``native16``; through torch.compile in the layouts of ``compile``. Kernels are merged or padded once, outside
-    the timing.
+    repeated channels, the kernels of both padded with zeros; on 16 bit the same in float32 and one rounding at the
+    end, and the native type as well if ``native16``; through torch.compile in the layouts of ``compile``. Kernels are
+    merged or padded once, outside the timing.
     """
     forms: list[tuple[str, Forward, dict[str, Any]]] = []
     for wide in _widths(dtype, native16):

@@ -13,19 +13,20 @@ from lightkernels._core import measure
 from lightkernels.ops.multi_dwconv2d import baselines
 
 
-def problem(kernels=(3, 5), combine="concat", dtype=torch.float32):
+def problem(kernels=(3, 5), combine="concat", dtype=torch.float32, stride=1):
     torch.manual_seed(0)
+    h, w = -(-6 // stride), -(-7 // stride)
     x = torch.randn(2, 3, 6, 7).to(dtype)
     weights = [torch.randn(3, 1, k, k).to(dtype) for k in kernels]
     channels = 3 * len(kernels) if combine == "concat" else 3
-    return x, weights, torch.randn(2, channels, 6, 7).to(dtype)
+    return x, weights, torch.randn(2, channels, h, w).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("combine", ["concat", "add"])
 def test_every_baseline_is_right_in_every_pass(combine, dtype):
     x, weights, g = problem(combine=combine, dtype=dtype)
-    entries = measure.baselines("multi_dwconv2d", kernel_sizes=(3, 5), combine=combine, dtype=dtype, native16=True)
+    entries = measure.baselines("multi_dwconv2d", kernel_sizes=(3, 5), combine=combine, dtype=dtype, sixteen="both")
     count = 6 if combine == "concat" else 4
     assert len(entries) == (count if dtype in (torch.float32, torch.float64) else 2 * count)
     for kind in measure.PASSES:
@@ -35,13 +36,16 @@ def test_every_baseline_is_right_in_every_pass(combine, dtype):
             measure.check(entry.label, outputs, truth)
 
 
-def test_truth_is_the_reference_in_float64():
-    x, weights, g = problem()
-    truth = baselines.truth(x, weights, g, kind="step")
-    (entry, _) = baselines.ours("concat", "reference")
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_truth_is_the_reference_in_float64(stride):
+    x, weights, g = problem(stride=stride)
+    entries = measure.baselines("multi_dwconv2d", kernel_sizes=(3, 5), dtype=torch.float64, stride=stride)
     wide = [w.double() for w in weights]
-    outputs = entry.call("step", x.double(), wide, g.double())()
-    torch.testing.assert_close(list(outputs), truth, rtol=1e-12, atol=1e-12)
+    for kind in measure.PASSES:
+        truth = baselines.truth(x, weights, g, kind=kind, stride=stride)
+        for entry in [*baselines.ours("concat", "reference", stride), *entries]:
+            outputs = entry.results(kind, entry.call(kind, x.double(), wide, g.double())())
+            torch.testing.assert_close(outputs, truth, rtol=1e-12, atol=1e-12)
 
 
 def test_inputs_are_in_the_layout_of_the_entry():

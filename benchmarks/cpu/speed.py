@@ -32,7 +32,7 @@ def speedup(
                 combine=problem.combine,
                 dtype=dtype,
                 compile=baselines.LAYOUTS if compile and settings.compile else (),
-                native16=True,
+                sixteen="both",
             )
             result = measure.contest(
                 [*mine, *others],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,11 @@ Forward = Callable[[Tensor, Sequence[Tensor]], Tensor]
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
-def ours(combine: str = "concat", backend: str | None = None) -> list[Entry]:
+def ours(combine: str = "concat", backend: str | None = None, stride: int = 1) -> list[Entry]:
     """This package's own function, in both layouts."""
 
     def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        return multi_dwconv2d(x, weights, combine=combine, backend=backend)
+        return multi_dwconv2d(x, weights, combine=combine, backend=backend, stride=stride)
 
     return [Entry("lightkernels", layout, forward, ours=True) for layout in LAYOUTS]
 
@@ -32,25 +32,26 @@ def entries(
     combine: str = "concat",
     dtype: torch.dtype = torch.float32,
     compile: Sequence[Layout] = (),
-    native16: bool = False,
+    sixteen: Literal["upcast", "native", "both"] = "upcast",
+    stride: int = 1,
 ) -> list[Entry]:
-    """The list, for stride 1 and dilation 1.
+    """The list, for dilation 1.
 
     One convolution a branch, then cat or sum; for ``add`` one convolution with the merged kernel; for ``concat`` of
     several branches one convolution with a depth multiplier, whose output channels stay interleaved, and one over
-    repeated channels, the kernels of both padded with zeros; on 16 bit the same in float32 and one rounding at the
-    end, and the native type as well if ``native16``; through torch.compile in the layouts of ``compile``. Kernels are
-    merged or padded once, outside the timing.
+    repeated channels, the kernels of both padded with zeros; on 16 bit the same in float32 with one rounding at the
+    end, in the native type, or ``"both"``; through torch.compile in the layouts of ``compile``. Kernels are merged or
+    padded once, outside the timing.
     """
     forms: list[tuple[str, Forward, dict[str, Any]]] = []
-    for wide in _widths(dtype, native16):
+    for wide in _widths(dtype, sixteen):
         tag = "" if wide is None else " upcast"
-        forms.append((f"eager{tag}", _branches(combine, wide), {}))
+        forms.append((f"eager{tag}", _branches(combine, wide, stride), {}))
         if len(kernel_sizes) > 1 and combine == "add":
-            forms.append((f"merged{tag}", _single(wide), _merged(kernel_sizes)))
+            forms.append((f"merged{tag}", _single(wide, stride), _merged(kernel_sizes)))
         if len(kernel_sizes) > 1 and combine == "concat":
-            forms.append((f"multiplier{tag}", _single(wide), _multiplier(kernel_sizes)))
-            forms.append((f"repeated{tag}", _repeated(wide), _stacked(kernel_sizes)))
+            forms.append((f"multiplier{tag}", _single(wide, stride), _multiplier(kernel_sizes)))
+            forms.append((f"repeated{tag}", _repeated(wide, stride), _stacked(kernel_sizes)))
     found = [Entry(name, layout, forward, **more) for name, forward, more in forms for layout in LAYOUTS]
     if compile and has_compiler():
         whole = [e for e in found if not e.name.startswith(("multiplier", "repeated")) and e.layout in compile]
@@ -58,21 +59,21 @@ def entries(
     return found
 
 
-def _widths(dtype: torch.dtype, native16: bool) -> list[torch.dtype | None]:
+def _widths(dtype: torch.dtype, sixteen: str) -> list[torch.dtype | None]:
     wide = WIDE.get(dtype)
-    if wide is None:
+    if wide is None or sixteen == "native":
         return [None]
-    return [wide, None] if native16 else [wide]
+    return [wide, None] if sixteen == "both" else [wide]
 
 
-def _branches(combine: str, wide: torch.dtype | None) -> Forward:
+def _branches(combine: str, wide: torch.dtype | None, stride: int) -> Forward:
     def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         dtype = x.dtype
         x = x if wide is None else x.to(wide)
         parts = []
         for w in weights:
             w = w if wide is None else w.to(wide)
-            parts.append(F.conv2d(x, w, padding=w.shape[-1] // 2, groups=x.shape[1]))
+            parts.append(F.conv2d(x, w, None, stride, w.shape[-1] // 2, groups=x.shape[1]))
         if len(parts) == 1:
             y = parts[0]
         elif combine == "concat":
@@ -86,18 +87,18 @@ def _branches(combine: str, wide: torch.dtype | None) -> Forward:
     return forward
 
 
-def _single(wide: torch.dtype | None) -> Forward:
+def _single(wide: torch.dtype | None, stride: int) -> Forward:
     def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         (w,) = weights
         if wide is not None:
-            return F.conv2d(x.to(wide), w.to(wide), padding=w.shape[-1] // 2, groups=x.shape[1]).to(x.dtype)
-        return F.conv2d(x, w, padding=w.shape[-1] // 2, groups=x.shape[1])
+            return F.conv2d(x.to(wide), w.to(wide), None, stride, w.shape[-1] // 2, groups=x.shape[1]).to(x.dtype)
+        return F.conv2d(x, w, None, stride, w.shape[-1] // 2, groups=x.shape[1])
 
     return forward
 
 
-def _repeated(wide: torch.dtype | None) -> Forward:
-    single = _single(wide)
+def _repeated(wide: torch.dtype | None, stride: int) -> Forward:
+    single = _single(wide, stride)
 
     def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         return single(x.repeat(1, weights[0].shape[0] // x.shape[1], 1, 1), weights)
@@ -158,8 +159,15 @@ def _multiplier(kernel_sizes: Sequence[int]) -> dict[str, Any]:
     return {"weights": weights, "weight_grads": weight_grads, "gradient": gradient, "output": output}
 
 
-def truth(x: Tensor, weights: Sequence[Tensor], g: Tensor, combine: str = "concat", kind: str = "step") -> list[Tensor]:
-    """The results of pass ``kind`` in float64, tap by tap, for stride 1 and dilation 1: no convolution of PyTorch's."""
+def truth(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    g: Tensor,
+    combine: str = "concat",
+    kind: str = "step",
+    stride: int = 1,
+) -> list[Tensor]:
+    """The results of pass ``kind`` in float64, tap by tap, for dilation 1: no convolution of PyTorch's is involved."""
     n, c, h, w = x.shape
     reach = max(v.shape[-1] for v in weights) // 2
     wide = F.pad(x.double(), (reach,) * 4).contiguous()
@@ -170,18 +178,18 @@ def truth(x: Tensor, weights: Sequence[Tensor], g: Tensor, combine: str = "conca
     for weight, part in zip(weights, parts, strict=True):
         kernel = weight.double().squeeze(1)
         k = kernel.shape[-1]
-        y, dw = torch.zeros(n, c, h, w, dtype=torch.float64, device=x.device), torch.empty_like(kernel)
+        y, dw = torch.zeros_like(part), torch.empty_like(kernel)
         for u in range(k):
             for v in range(k):
                 i, j = reach - k // 2 + u, reach - k // 2 + v
-                seen = wide[:, :, i : i + h, j : j + w]
+                at = (..., slice(i, i + h, stride), slice(j, j + w, stride))
                 tap = kernel[:, u, v].view(1, c, 1, 1)
                 if kind == "forward":
-                    y.addcmul_(seen, tap)
+                    y.addcmul_(wide[at], tap)
                 if kind in ("grad_x", "step"):
-                    dx[:, :, i : i + h, j : j + w].addcmul_(part, tap)
+                    dx[at].addcmul_(part, tap)
                 if kind in ("grad_w", "step"):
-                    dw[:, u, v] = torch.einsum("nchw,nchw->c", seen, part)
+                    dw[:, u, v] = torch.einsum("nchw,nchw->c", wide[at], part)
         outputs.append(y)
         weight_grads.append(dw.unsqueeze(1))
     if kind == "forward":

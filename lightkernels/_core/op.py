@@ -292,6 +292,31 @@ class BilinearOp(Generic[S]):
     def _fake_bwd_w(self, g: Tensor, x: Tensor, *args: Any, backend: str | None = None) -> Tensor:
         return x.new_empty(self.spec_of(TensorMeta.of(x), None, None, args).weight_shape)
 
+    # For programs that may hold aten alone: the reference's own calls.
+
+    def decompositions(self) -> dict[Any, Callable[..., Tensor]]:
+        """The three ops as aten calls, for ``ExportedProgram.run_decompositions`` (add them to its table)."""
+        functions = {"": self._aten_fwd, "_bwd_x": self._aten_bwd_x, "_bwd_w": self._aten_bwd_w}
+        return {self.ops[suffix]: function for suffix, function in functions.items()}
+
+    def _aten_fwd(self, x: Tensor, w: Tensor, b: Tensor | None, *args: Any, backend: str | None = None) -> Tensor:
+        y: Tensor = self._reference("fwd")(self.spec_of(TensorMeta.of(x), w, b, args), x, w, b)
+        return y
+
+    def _aten_bwd_x(
+        self, g: Tensor, w: Tensor, shape: Sequence[int], last: bool, *args: Any, backend: str | None = None
+    ) -> Tensor:
+        spec = self.spec_of(TensorMeta.dense(tuple(shape), last, g), w, None, args)
+        gx: Tensor = self._reference("bwd_x")(spec, g, w)
+        return gx
+
+    def _aten_bwd_w(self, g: Tensor, x: Tensor, *args: Any, backend: str | None = None) -> Tensor:
+        gw: Tensor = self._reference("bwd_w")(self.spec_of(TensorMeta.of(x), None, None, args), g, x)
+        return gw
+
+    def _reference(self, name: str) -> Callable[..., Any]:
+        return self.backends["reference"].function(name)
+
     # FLOPs of the definition, for torch.utils.flop_counter: from shapes alone.
 
     def _flops(self, shape: Sequence[int], args: tuple[Any, ...]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightkernels._core.backends import Backend
 from lightkernels.testing import Case, Sample
@@ -69,8 +70,17 @@ class Target:
         return self.reference(*sample.args, **sample.kwargs)
 
     def function(self, sample: Sample) -> Callable[..., Tensor]:
-        """The call as a function of its floating-point tensors."""
-        return lambda *tensors: self(sample.replace(tensors))
+        """The call as a function of its floating-point tensors, plain enough for torch.compile to trace."""
+        public, kwargs = self.public, {**sample.kwargs, "backend": self.backend}
+        places, tree = tree_flatten(sample.args)
+        floating = [isinstance(p, Tensor) and p.is_floating_point() for p in places]
+
+        def call(*tensors: Tensor) -> Tensor:
+            fresh = iter(tensors)
+            leaves = [next(fresh) if f else p for f, p in zip(floating, places, strict=True)]
+            return public(*tree_unflatten(leaves, tree), **kwargs)
+
+        return call
 
     def truth_function(self, sample: Sample) -> Callable[..., Tensor]:
         return lambda *tensors: self.truth(sample.replace(tensors))

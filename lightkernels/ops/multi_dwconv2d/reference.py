@@ -56,12 +56,18 @@ def in_layout(spec: Spec, t: Tensor) -> Tensor:
 
 
 def as_output(spec: Spec, t: Tensor) -> Tensor:
-    """``t`` dense in the call's layout, with exactly the strides that the contract promises."""
-    return t.new_empty_strided(spec.y_shape, spec.y_stride, dtype=spec.dtype).copy_(t)
+    """``t`` in the call's dtype, dense in its layout with exactly the strides that the contract promises."""
+    return t if t.stride() == spec.y_stride and t.dtype == spec.dtype else _dense(spec, t)
 
 
 def as_input(spec: Spec, t: Tensor) -> Tensor:
-    return t.new_empty_strided(spec.x_shape, spec.dense_x_stride, dtype=spec.dtype).copy_(t)
+    return t if t.stride() == spec.dense_x_stride and t.dtype == spec.dtype else _dense(spec, t)
+
+
+def _dense(spec: Spec, t: Tensor) -> Tensor:
+    # A copy, not contiguous(), which leaves the strides of dimensions of size 1 as they are.
+    form = torch.channels_last if spec.layout == "nhwc" else torch.contiguous_format
+    return t.to(spec.dtype, copy=True, memory_format=form)
 
 
 def branch_gradients(spec: Spec, g: Tensor) -> list[Tensor]:

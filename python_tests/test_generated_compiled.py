@@ -1,0 +1,5 @@
+from checks.compiled import THEME as THEME
+
+
+def test_compiled(check):
+    check()

@@ -1,0 +1,5 @@
+from checks.runtime import THEME as THEME
+
+
+def test_runtime(check):
+    check()

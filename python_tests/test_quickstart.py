@@ -162,6 +162,12 @@ def test_evaluate_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "must be trained on sklearn digits, 16x16; got other images" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["quickstart", "evaluate"])
+def test_a_device_that_is_not_here(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, *(["x.pt"] if name == "evaluate" else []), "--device", "cuda:77"]) == 2
+    assert "Invalid value for '--device'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_in_full(seed: int, tmp_path: Path) -> None:

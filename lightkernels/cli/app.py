@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import torch
 import typer
 from rich.console import Console
 
@@ -28,13 +29,14 @@ def command(function: F) -> F:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        from lightkernels._core.measure import WrongResult
         from lightkernels.train.checkpoint import CheckpointError
 
         try:
             code = function(*args, **kwargs)
         except KeyboardInterrupt:
             code = interrupted()
-        except (BackendUnavailable, CheckpointError, OSError) as error:
+        except (BackendUnavailable, CheckpointError, WrongResult, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
             Console(stderr=True, highlight=False, soft_wrap=True).print(f"lightkernels: {error}", markup=False)
@@ -52,6 +54,14 @@ def backend_name(value: str) -> str:
     return value
 
 
+def device_name(value: str) -> str:
+    try:
+        torch.empty(0, device=value)
+    except Exception as error:  # torch raises several kinds
+        raise typer.BadParameter(str(error).splitlines()[0]) from error
+    return value
+
+
 class Shapes(str, enum.Enum):
     quick = "quick"
     all = "all"
@@ -64,7 +74,7 @@ class Dtype(str, enum.Enum):
     float16 = "float16"
 
 
-Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option(callback=device_name, help="Where to run: cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves torch's number.")]
 Backend = Annotated[str, typer.Option(callback=backend_name, help=f"One of {', '.join(NAMES)}.")]
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import nn
 
 from lightkernels import __version__, models
-from lightkernels._core import measure
+from lightkernels._core import measure, native
 from lightkernels.cli import info
 from lightkernels.cli.terminal import console, heading, milliseconds, table
 from lightkernels.models.pydmobilenet import PydBlock
@@ -72,7 +72,9 @@ def run(options: Options) -> int:
 
 def _introduce(out: Console, model: nn.Module, train: int, test: int, options: Options) -> None:
     parameters = sum(p.numel() for p in model.parameters())
-    where = f"{torch.get_num_threads()} threads, {info.cpu()}" if options.device == "cpu" else options.device
+    core, _ = native.load("_C")
+    isa = core.isa() if core is not None else "native core not loaded, see lightkernels info"
+    where = f"{info.cpu()} ({isa}), {torch.get_num_threads()} threads" if options.device == "cpu" else options.device
     out.print(f"[bold]lightkernels {__version__} quickstart[/]")
     out.print(f"network  {MODEL}, {parameters:,} parameters; each block sums depthwise 3x3, 5x5 and 7x7 in one pass")
     out.print(f"images   handwritten digits of scikit-learn: {train} to learn, {test} to test, 16x16")

@@ -76,7 +76,7 @@ def _introduce(out: Console, model: nn.Module, train: int, test: int, options: O
     isa = core.isa() if core is not None else "native core not loaded, see lightkernels info"
     where = f"{info.cpu()} ({isa}), {torch.get_num_threads()} threads" if options.device == "cpu" else options.device
     out.print(f"[bold]lightkernels {__version__} quickstart[/]")
-    out.print(f"network  {MODEL}, {parameters:,} parameters; each block sums depthwise 3x3, 5x5 and 7x7 in one pass")
+    out.print(f"network  {MODEL}, {parameters:,} parameters, depthwise 3x3 + 5x5 + 7x7 in one pass")
     out.print(f"images   handwritten digits of scikit-learn: {train} to learn, {test} to test, 16x16")
     out.print(f"machine  {where}, torch {torch.__version__}\n", markup=False)
 
@@ -123,7 +123,7 @@ def _compare(out: Console, model: nn.Module, test: digits.Split) -> bool:
     made = table("", "largest difference", "RMS error", "reference's", "bound", "", right=(1, 2, 3, 4))
     agreements = [
         ("logits", check.compare_outputs(model, test.images)),
-        (f"worst of {len(layers)}: {worst.name}", worst),
+        (f"{worst.name} (worst of {len(layers)})", worst),
     ]
     for name, found in agreements:
         numbers = (found.largest, found.error, found.reference_error, found.bound)

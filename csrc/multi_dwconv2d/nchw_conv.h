@@ -58,13 +58,15 @@ struct Conv {
 
   i64 scratch_size() const {
     const i64 out = direct() ? 0 : cut.rows * cut.pitch;
-    return static_cast<i64>(sizeof(A)) * (plan.sources.size * cut.frame.size + out + cut.channels * plan.weights);
+    return static_cast<i64>(sizeof(A)) *
+           (plan.sources.size * cut.frame.size + 8 * cut.pitch + out + cut.channels * plan.weights);
   }
   bool direct() const { return sizeof(T) == sizeof(A) && (!input || p.stride_w == 1); }
 
   void run(i64 unit, A* memory, i64& packed, bool& fresh) const {
     const Unit u = cut.unit(unit, p);
-    A* const out = memory + plan.sources.size * cut.frame.size;
+    A* const sums = memory + plan.sources.size * cut.frame.size;
+    A* const out = sums + 8 * cut.pitch;
     A* const weights = out + (direct() ? 0 : cut.rows * cut.pitch);
     if (packed != u.c0) {
       for (i64 c = u.c0; c < u.c1; ++c) pack(weights + (c - u.c0) * plan.weights, plan, p, w, c, input);
@@ -75,7 +77,7 @@ struct Conv {
         for (i64 s = 0; s < plan.sources.size; ++s) read(s, n, c, u.region, memory, fresh);
         fresh = !cut.whole;
         for (i64 o = 0; o < plan.outputs.size; ++o)
-          write(o, n, c, u.region, memory, weights + (c - u.c0) * plan.weights, out);
+          write(o, n, c, u.region, memory, weights + (c - u.c0) * plan.weights, sums, out);
       }
   }
 
@@ -95,7 +97,7 @@ struct Conv {
     }
   }
 
-  void write(i64 o, i64 n, i64 c, const Region& r, const A* memory, const A* weights, A* out) const {
+  void write(i64 o, i64 n, i64 c, const Region& r, const A* memory, const A* weights, A* sums, A* out) const {
     const Map& m = plan.outputs[o];
     const i64 rows = smaller(r.i1, m.h) - r.i0, cols = smaller(r.j1, m.w) - r.j0;
     if (rows <= 0 || cols <= 0) return;
@@ -104,17 +106,8 @@ struct Conv {
     const Strides& st = input ? p.x : p.y;
     T* const to = y + offset(st, n, channel, m.row0 + r.i0 * sh, m.col0 + r.j0 * sw);
     const Output& parts = plan.output_parts[o];
-    ConvTile<A> t{plan.parts.data + parts.first_part,
-                  parts.parts,
-                  memory,
-                  weights,
-                  cut.frame.pitch,
-                  bias ? to_acc(bias[channel]) : A(0),
-                  0,
-                  0,
-                  out,
-                  cut.pitch,
-                  0};
+    ConvTile<A> t{plan.parts.data + parts.first_part,  parts.parts, memory, weights, sums,      cut.frame.pitch,
+                  bias ? to_acc(bias[channel]) : A(0), 0,           0,      out,     cut.pitch, 0};
     if (direct()) {
       t.y = reinterpret_cast<A*>(to);
       t.y_row = st.h * sh;

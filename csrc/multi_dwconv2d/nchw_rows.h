@@ -42,6 +42,12 @@ LK_HOT void put(A* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Not V{} + s: adding zero is not nothing to a negative zero, so it would be done.
+template <class V, class A>
+LK_HOT V all(A s) {
+  return s - V{};
+}
+
 // The first n lanes; no other element is written.
 template <class V, class A>
 LK_HOT void put_some(A* p, V v, int n) {
@@ -59,11 +65,11 @@ LK_HOT void put_some(A* p, V v, int n) {
   __builtin_memcpy(t, &v, sizeof v);
   const A* s = t;
 #pragma GCC unroll 4
-  for (int half = lanes<V, A> / 2; half; half /= 2)
-    if (n & half) {
-      __builtin_memcpy(p, s, static_cast<std::size_t>(half) * sizeof(A));
-      p += half;
-      s += half;
+  for (int piece = lanes<V, A>; piece; piece /= 2)
+    if (n & piece) {
+      __builtin_memcpy(p, s, static_cast<std::size_t>(piece) * sizeof(A));
+      p += piece;
+      s += piece;
     }
 #endif
 }

@@ -45,27 +45,12 @@ LK_HOT void conv_rows(V (&acc)[TH], const V (&k)[KH], const A* x, i64 pitch) {
   }
 }
 
-template <int KH, int D, int TH, class V, class A>
-LK_HOT void conv_part(V (&acc)[TH], const Part& p, const A* x, const A* w, i64 pitch, i64 i) {
-  constexpr int R = KH / 2 * D;
-  const Edge e = edge<KH, D, TH>(p, i);
-  if (e.none) return;
-  const i64 wrow = p.wrow, wcol = p.wcol, step = p.step;
-  for (i64 n = p.cols; n > 0; --n, x += step, w += wcol) {
-    V k[KH];
-#pragma GCC unroll 8
-    for (int u = 0; u < KH; ++u) k[u] = V{} + w[u * wrow];
-    if (!e.top) conv_rows<0, R, KH, D>(acc, k, x, pitch);
-    conv_rows<R, R + TH, KH, D>(acc, k, x, pitch);
-    if (!e.bottom) conv_rows<R + TH, TH + (KH - 1) * D, KH, D>(acc, k, x, pitch);
-  }
-}
-
 template <class A>
 struct ConvTile {
   const Part* parts;
   i64 count;
   const A *x, *w;  // scratch, packed weights
+  A* sums;         // of the tile between one part and the next, a vector after the other
   i64 pitch;
   A init;         // bias
   i64 i, offset;  // output row, and its distance from the region's first in scratch
@@ -74,48 +59,78 @@ struct ConvTile {
   int rows;  // rows to store, at most TH
 };
 
-// Columns [j0, j1) of a tile. The last vector moves back to end at j1, where it fits.
-template <int TH, class V, class A>
-void conv_tile(const ConvTile<A>& t, i64 j0, i64 j1) {
-  constexpr int L = lanes<V, A>;
-  for (i64 j = j0; j < j1; j += L) {
-    const bool full = j1 - j0 >= L;
+// Rows and columns of a tile that the output has, from sums. Kept out of the kernel, whose registers are all taken.
+template <int L, class A>
+__attribute__((noinline)) void put_tile(const ConvTile<A>& t, const A* sums, i64 at, i64 n) {
+  using V = Vector<A, L * static_cast<int>(sizeof(A))>;
+  for (int r = 0; r < t.rows; ++r) put_some(t.y + at + r * t.y_row, get<V>(sums + r * L), static_cast<int>(n));
+}
+
+// One part over columns [j0, j1) of a tile. The last vector moves back to end at j1, where it fits.
+template <int KH, int D, int TH, class V, class A>
+__attribute__((noinline)) void conv_part(const ConvTile<A>& t, const Part& p, i64 j0, i64 j1, bool first, bool last) {
+  constexpr int R = KH / 2 * D, L = lanes<V, A>;
+  Edge e = edge<KH, D, TH>(p, t.i);
+  const i64 pitch = t.pitch, wrow = p.wrow, wcol = p.wcol, step = p.step, cols = e.none ? 0 : p.cols;
+  const bool full = j1 - j0 >= L, whole = full && t.rows == TH;
+  const i64 y_row = t.y_row;
+  A* sums = t.sums;
+  for (i64 j = j0; j < j1; j += L, sums += TH * L) {
     const i64 at = full && j + L > j1 ? j1 - L : j;
     V acc[TH];
+    if (first) {
 #pragma GCC unroll 8
-    for (int r = 0; r < TH; ++r) acc[r] = V{} + t.init;
-    for (i64 n = 0; n < t.count; ++n) {
-      const Part& p = t.parts[n];
-      const A* x = t.x + p.x + t.offset + at;
-      const A* w = t.w + p.w;
-      switch (p.kind) {
-        case k3:
-          conv_part<3, 1>(acc, p, x, w, t.pitch, t.i);
-          break;
-        case k5:
-          conv_part<5, 1>(acc, p, x, w, t.pitch, t.i);
-          break;
-        case k7:
-          conv_part<7, 1>(acc, p, x, w, t.pitch, t.i);
-          break;
-        case k3by2:
-          conv_part<3, 2>(acc, p, x, w, t.pitch, t.i);
-          break;
-        case k3by3:
-          conv_part<3, 3>(acc, p, x, w, t.pitch, t.i);
-          break;
-        default:
-          conv_part<1, 1>(acc, p, x, w, t.pitch, t.i);
-      }
+      for (int r = 0; r < TH; ++r) acc[r] = all<V>(t.init);
+    } else {
+#pragma GCC unroll 8
+      for (int r = 0; r < TH; ++r) acc[r] = get<V>(sums + r * L);
     }
-    A* y = t.y + at;
+    const A* x = t.x + p.x + t.offset + at;
+    const A* w = t.w + p.w;
+    for (i64 n = cols; n > 0; --n, x += step, w += wcol) {
+      V k[KH];
 #pragma GCC unroll 8
-    for (int r = 0; r < TH; ++r, y += t.y_row) {
-      if (r >= t.rows) break;
-      if (full)
-        put(y, acc[r]);
-      else
-        put_some(y, acc[r], static_cast<int>(j1 - j0));
+      for (int u = 0; u < KH; ++u) k[u] = all<V>(w[u * wrow]);
+      if (!e.top) conv_rows<0, R, KH, D>(acc, k, x, pitch);
+      conv_rows<R, R + TH, KH, D>(acc, k, x, pitch);
+      if (!e.bottom) conv_rows<R + TH, TH + (KH - 1) * D, KH, D>(acc, k, x, pitch);
+    }
+    if (last && whole) {
+      A* y = t.y + at;
+#pragma GCC unroll 8
+      for (int r = 0; r < TH; ++r, y += y_row) put(y, acc[r]);
+    } else {
+#pragma GCC unroll 8
+      for (int r = 0; r < TH; ++r) put(sums + r * L, acc[r]);
+      if (last) put_tile<L>(t, sums, at, full ? L : j1 - j0);
+    }
+  }
+}
+
+template <int TH, class V, class A>
+void conv_tile(const ConvTile<A>& t, i64 j0, i64 j1) {
+  if (t.count == 0) return conv_part<1, 1, TH, V>(t, Part{}, j0, j1, true, true);  // only the bias
+  for (i64 n = 0; n < t.count; ++n) {
+    const Part& p = t.parts[n];
+    const bool first = n == 0, last = n + 1 == t.count;
+    switch (p.kind) {
+      case k3:
+        conv_part<3, 1, TH, V>(t, p, j0, j1, first, last);
+        break;
+      case k5:
+        conv_part<5, 1, TH, V>(t, p, j0, j1, first, last);
+        break;
+      case k7:
+        conv_part<7, 1, TH, V>(t, p, j0, j1, first, last);
+        break;
+      case k3by2:
+        conv_part<3, 2, TH, V>(t, p, j0, j1, first, last);
+        break;
+      case k3by3:
+        conv_part<3, 3, TH, V>(t, p, j0, j1, first, last);
+        break;
+      default:
+        conv_part<1, 1, TH, V>(t, p, j0, j1, first, last);
     }
   }
 }

@@ -56,65 +56,96 @@ struct Conv {
   T* y;
   bool input;
 
-  i64 scratch_size() const {
-    const i64 out = direct() ? 0 : cut.rows * cut.pitch;
-    return static_cast<i64>(sizeof(A)) *
-           (plan.sources.size * cut.frame.size + 8 * cut.pitch + out + cut.channels * plan.weights);
-  }
   bool direct() const { return sizeof(T) == sizeof(A) && (!input || p.stride_w == 1); }
+  i64 slots_size() const { return cut.batch * plan.sources.size * cut.frame.size; }
+  i64 sums_size() const { return cut.batch * 8 * cut.pitch; }
+  i64 out_size() const { return direct() ? 0 : cut.batch * cut.rows * cut.pitch; }
+  i64 scratch_size() const {
+    return static_cast<i64>(sizeof(A)) * (slots_size() + sums_size() + out_size() + cut.channels * plan.weights);
+  }
 
-  void run(i64 unit, A* memory, i64& packed, bool& fresh) const {
+  void run(i64 unit, A* memory, i64& packed) const {
     const Unit u = cut.unit(unit, p);
-    A* const sums = memory + plan.sources.size * cut.frame.size;
-    A* const out = sums + 8 * cut.pitch;
-    A* const weights = out + (direct() ? 0 : cut.rows * cut.pitch);
+    A* const weights = memory + slots_size() + sums_size() + out_size();
     if (packed != u.c0) {
       for (i64 c = u.c0; c < u.c1; ++c) pack(weights + (c - u.c0) * plan.weights, plan, p, w, c, input);
       packed = u.c0;
     }
-    for (i64 n = u.n0; n < u.n1; ++n)
+    for (i64 n = u.n0; n < u.n1; n += cut.batch)
       for (i64 c = u.c0; c < u.c1; ++c) {
-        for (i64 s = 0; s < plan.sources.size; ++s) read(s, n, c, u.region, memory, fresh);
-        fresh = !cut.whole;
-        for (i64 o = 0; o < plan.outputs.size; ++o)
-          write(o, n, c, u.region, memory, weights + (c - u.c0) * plan.weights, sums, out);
+        const bool turn = c + 1 == u.c1;  // then the next maps are those of other images
+        const Step at{n, smaller(n + cut.batch, u.n1), c, u.region, turn ? cut.batch : 0, turn ? u.c0 - c : 1};
+        const bool more = !turn || at.n1 < u.n1;
+        for (i64 s = 0; s < plan.sources.size; ++s) read(s, at, more, memory);
+        for (i64 o = 0; o < plan.outputs.size; ++o) write(o, at, more, memory, weights + (c - u.c0) * plan.weights);
       }
   }
 
-  void read(i64 s, i64 n, i64 c, const Region& r, A* memory, bool fresh) const {
+  // Images n0 to n1 of channel c; then come the images dn further, of the channel dc further.
+  struct Step {
+    i64 n0, n1, c;
+    Region region;
+    i64 dn, dc;
+  };
+
+  void read(i64 s, const Step& at, bool more, A* memory) const {
     const Map& m = plan.sources[s];
-    A* const slot = memory + s * cut.frame.size;
-    if (!input) {
-      const T* plane = x + offset(p.x, n, c, m.row0, m.col0);
-      return stage(slot, cut.frame, r, plane, p.x.h * p.stride_h, p.stride_w, m.h, m.w, fresh);
-    }
-    for (i64 q = m.first; q <= m.last; ++q) {
-      const T* plane = x + offset(p.y, n, p.branches[q].out_start + c, 0, 0);
-      if (q == m.first)
-        stage(slot, cut.frame, r, plane, p.y.h, 1, m.h, m.w, fresh);
-      else
-        stage_more(slot, cut.frame, r, plane, p.y.h, 1, m.h, m.w);
+    const Strides& st = input ? p.y : p.x;
+    const i64 sh = input ? 1 : p.stride_h, sw = input ? 1 : p.stride_w;
+    const Region& r = at.region;
+    for (i64 n = at.n0; n < at.n1; ++n) {
+      A* const slot = memory + ((n - at.n0) * plan.sources.size + s) * cut.frame.size;
+      for (i64 q = m.first; q <= m.last; ++q) {
+        const T* plane = x + offset(st, n, (input ? p.branches[q].out_start : 0) + at.c, m.row0, m.col0);
+        if (q == m.first)
+          stage(slot, cut.frame, r, plane, st.h * sh, sw, m.h, m.w);
+        else
+          stage_more(slot, cut.frame, r, plane, st.h * sh, sw, m.h, m.w);
+        if (more && n + at.dn < p.n)
+          touch_rows(plane + at.dn * st.n + at.dc * st.c + r.i0 * st.h * sh, smaller(r.i1, m.h) - r.i0, st.h * sh,
+                     m.w * sw);
+      }
     }
   }
 
-  void write(i64 o, i64 n, i64 c, const Region& r, const A* memory, const A* weights, A* sums, A* out) const {
+  void write(i64 o, const Step& at, bool more, A* memory, const A* weights) const {
     const Map& m = plan.outputs[o];
+    const Region& r = at.region;
     const i64 rows = smaller(r.i1, m.h) - r.i0, cols = smaller(r.j1, m.w) - r.j0;
     if (rows <= 0 || cols <= 0) return;
-    const i64 channel = input ? c : p.branches[m.first].out_start + c;
+    const i64 channel = input ? at.c : p.branches[m.first].out_start + at.c;
     const i64 sh = input ? p.stride_h : 1, sw = input ? p.stride_w : 1;
     const Strides& st = input ? p.x : p.y;
-    T* const to = y + offset(st, n, channel, m.row0 + r.i0 * sh, m.col0 + r.j0 * sw);
+    T* const to = y + offset(st, at.n0, channel, m.row0 + r.i0 * sh, m.col0 + r.j0 * sw);
     const Output& parts = plan.output_parts[o];
-    ConvTile<A> t{plan.parts.data + parts.first_part,  parts.parts, memory, weights, sums,      cut.frame.pitch,
-                  bias ? to_acc(bias[channel]) : A(0), 0,           0,      out,     cut.pitch, 0};
+    A* const sums = memory + slots_size();
+    A* const out = sums + sums_size();
+    ConvTile<A> t{};
+    t.parts = plan.parts.data + parts.first_part;
+    t.count = parts.parts;
+    t.x = memory;
+    t.w = weights;
+    t.sums = sums;
+    t.pitch = cut.frame.pitch;
+    t.init = bias ? to_acc(bias[channel]) : A(0);
+    t.planes = at.n1 - at.n0;
+    t.x_plane = plan.sources.size * cut.frame.size;
     if (direct()) {
       t.y = reinterpret_cast<A*>(to);
       t.y_row = st.h * sh;
-      return conv_region(t, r.i0, rows, cols);
+      t.y_plane = st.n;
+    } else {
+      t.y = out;
+      t.y_row = cut.pitch;
+      t.y_plane = cut.rows * cut.pitch;
     }
     conv_region(t, r.i0, rows, cols);
-    for (i64 i = 0; i < rows; ++i) write_row(to + i * st.h * sh, out + i * cut.pitch, cols, sw);
+    for (i64 n = at.n0; n < at.n1; ++n) {
+      if (!direct())
+        write_rows(to + (n - at.n0) * st.n, st.h * sh, sw, out + (n - at.n0) * t.y_plane, cut.pitch, rows, cols);
+      if (more && n + at.dn < p.n)
+        touch_rows(to + (n - at.n0 + at.dn) * st.n + at.dc * st.c, rows, st.h * sh, cols * sw);
+    }
   }
 };
 

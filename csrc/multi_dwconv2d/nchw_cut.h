@@ -9,6 +9,8 @@ namespace nchw {
 constexpr i64 kTeamWork = 1 << 19;      // multiply-adds that repay waking a team of threads
 constexpr i64 kStageBytes = 192 << 10;  // staged maps of a unit stay in the second-level cache
 constexpr i64 kChannels = 16;           // channels of a unit, their weights packed together
+constexpr i64 kBatchBytes = 12 << 10;   // staged maps of the images that a kernel works on at a time
+constexpr i64 kBatch = 16;              // most of these images
 constexpr i64 kUnitsPerThread = 8;
 
 struct Unit {
@@ -21,8 +23,8 @@ struct Cut {
   i64 rows, cols, pitch;   // of a region; pitch of an output in scratch
   i64 row_cuts, col_cuts;  // regions along each axis
   i64 channels, images;    // of a unit
+  i64 batch;               // images worked on at a time
   i64 ho, wo;
-  bool whole;  // one region covers the map
 
   i64 units(const Params& p) const { return ceil_div(p.c, channels) * ceil_div(p.n, images) * row_cuts * col_cuts; }
   Region region(i64 cut) const {
@@ -54,7 +56,6 @@ inline Cut make_cut(const Plan& plan, const Params& p, i64 size_of, i64 want) {
   if (maps * 2 < want) c.rows = smaller(c.rows, larger(8, ceil_div(ceil_div(plan.ho * maps, want), 8) * 8));
   c.row_cuts = ceil_div(c.ho, c.rows);
   c.col_cuts = ceil_div(c.wo, c.cols);
-  c.whole = c.row_cuts == 1 && c.col_cuts == 1;
   c.pitch = ceil_div(c.cols, wide) * wide;
   c.frame = frame(plan, c.rows, c.cols, wide, size_of);
   c.channels = smaller(kChannels, p.c);
@@ -63,6 +64,8 @@ inline Cut make_cut(const Plan& plan, const Params& p, i64 size_of, i64 want) {
   if (ceil_div(p.c, c.channels) * cuts < want) c.images = larger(1, p.n * ceil_div(p.c, c.channels) * cuts / want);
   if (ceil_div(p.c, c.channels) * ceil_div(p.n, c.images) * cuts < want)
     c.channels = larger(1, p.c * ceil_div(p.n, c.images) * cuts / want);
+  c.batch = larger(1, smaller(kBatch, kBatchBytes / (size_of * larger(1, plan.sources.size) * c.frame.size)));
+  c.batch = smaller(c.batch, c.images);
   return c;
 }
 
@@ -74,7 +77,7 @@ inline i64 sevens_of(i64 rows) {
   return sevens <= tiles ? sevens : 0;
 }
 
-// job.run(unit, scratch, packed, fresh) for every unit, on a team.
+// job.run(unit, scratch, packed) for every unit, on a team.
 template <class Job>
 int for_units(i64 units, int threads, const Job& job) {
   using A = typename Job::A;
@@ -87,11 +90,11 @@ int for_units(i64 units, int threads, const Job& job) {
       return;
     }
     i64 packed = -1;
-    bool fresh = true;
+    clear(memory, job.slots_size());
     for (;;) {
       const i64 u = __atomic_fetch_add(&next, i64(1), __ATOMIC_RELAXED);
       if (u >= units) return;
-      job.run(u, memory, packed, fresh);
+      job.run(u, memory, packed);
     }
   };
   if (threads > 1 && units > 1) {

@@ -52,7 +52,39 @@ struct GradTile {
   i64 i, offset;  // output row, and its distance from the region's first in scratch
   const A* g;     // first output row
   i64 g_row;
+  i64 planes, x_plane, g_plane;  // images worked on together, and their distances in scratch and in g
 };
+
+template <int TH, class V, class M, class A>
+void grad_parts(const GradTile<A>& t, const A* maps, const A* from, i64 at, M mask) {
+  V g[TH];
+#pragma GCC unroll 8
+  for (int r = 0; r < TH; ++r) g[r] = (V)((M)get<V>(from + r * t.g_row + at) & mask);
+  for (i64 n = 0; n < t.count; ++n) {
+    const Part& p = t.parts[n];
+    const A* x = maps + p.x + t.offset + at;
+    A* sums = t.sums + p.w * kSlot<A>;
+    switch (p.kind) {
+      case k3:
+        grad_part<3, 1>(g, p, x, sums, t.pitch, t.i, mask);
+        break;
+      case k5:
+        grad_part<5, 1>(g, p, x, sums, t.pitch, t.i, mask);
+        break;
+      case k7:
+        grad_part<7, 1>(g, p, x, sums, t.pitch, t.i, mask);
+        break;
+      case k3by2:
+        grad_part<3, 2>(g, p, x, sums, t.pitch, t.i, mask);
+        break;
+      case k3by3:
+        grad_part<3, 3>(g, p, x, sums, t.pitch, t.i, mask);
+        break;
+      default:
+        grad_part<1, 1>(g, p, x, sums, t.pitch, t.i, mask);
+    }
+  }
+}
 
 // Columns [j0, j1) of TH rows. Lanes of the last vector that are no columns of its own are masked on both sides: a
 // product with zero would spread an infinity.
@@ -67,36 +99,9 @@ void grad_tile(const GradTile<A>& t, i64 j0, i64 j1) {
       if (j1 - j0 >= L) at = j1 - L;
       for (i64 l = 0; l < L; ++l) mask[l] = at + l >= j && at + l < j1 ? -1 : 0;
     }
-    V g[TH];
-#pragma GCC unroll 8
-    for (int r = 0; r < TH; ++r) g[r] = (V)((M)get<V>(t.g + r * t.g_row + at) & mask);
-    for (i64 n = 0; n < t.count; ++n) {
-      const Part& p = t.parts[n];
-      const A* x = t.x + p.x + t.offset + at;
-      A* sums = t.sums + p.w * kSlot<A>;
-      switch (p.kind) {
-        case k3:
-          grad_part<3, 1>(g, p, x, sums, t.pitch, t.i, mask);
-          break;
-        case k5:
-          grad_part<5, 1>(g, p, x, sums, t.pitch, t.i, mask);
-          break;
-        case k7:
-          grad_part<7, 1>(g, p, x, sums, t.pitch, t.i, mask);
-          break;
-        case k3by2:
-          grad_part<3, 2>(g, p, x, sums, t.pitch, t.i, mask);
-          break;
-        case k3by3:
-          grad_part<3, 3>(g, p, x, sums, t.pitch, t.i, mask);
-          break;
-        default:
-          grad_part<1, 1>(g, p, x, sums, t.pitch, t.i, mask);
-      }
-    }
+    for (i64 n = 0; n < t.planes; ++n) grad_parts<TH, V>(t, t.x + n * t.x_plane, t.g + n * t.g_plane, at, mask);
   }
 }
-
 template <int TH, class A>
 void grad_columns(const GradTile<A>& t, i64 n) {
   using W = Vector<A, kWide>;
@@ -158,27 +163,26 @@ struct Grad {
 
   i64 items() const { return p.n * cut.row_cuts * cut.col_cuts; }
   i64 sums_size() const { return plan.weights * kSlot<A>; }
-  i64 scratch_size() const {
-    return static_cast<i64>(sizeof(A)) *
-           (plan.sources.size * cut.frame.size + cut.rows * cut.pitch + 2 * sums_size() + kSlot<A>);
-  }
+  i64 slots_size() const { return cut.batch * plan.sources.size * cut.frame.size; }
+  i64 g_size() const { return cut.batch * cut.rows * cut.pitch + kSlot<A>; }
+  i64 scratch_size() const { return static_cast<i64>(sizeof(A)) * (slots_size() + 2 * sums_size() + g_size()); }
 
-  void run(i64 unit, A* memory, i64&, bool& fresh) const {
+  void run(i64 unit, A* memory, i64&) const {
     const i64 c = unit / chunks, chunk = unit % chunks, cuts = cut.row_cuts * cut.col_cuts;
-    A* const slot = memory + plan.sources.size * cut.frame.size;
-    A* const sums = slot + cut.rows * cut.pitch;
+    A* const sums = memory + slots_size();
     A* const total = sums + sums_size();
-    for (i64 i = 0; i < 2 * sums_size(); ++i) sums[i] = 0;
+    clear(sums, 2 * sums_size());
     i64 chain = 0;
-    for (i64 k = items() * chunk / chunks; k < items() * (chunk + 1) / chunks; ++k) {
+    const i64 end = items() * (chunk + 1) / chunks;
+    for (i64 k = items() * chunk / chunks; k < end;) {
       const Region r = cut.region(k % cuts);
-      add(k / cuts, c, r, memory, slot, sums, fresh);
-      chain += (r.i1 - r.i0) * ceil_div(r.j1 - r.j0, kSlot<A>);
+      const i64 images = cuts > 1 ? 1 : smaller(cut.batch, end - k);
+      add(k / cuts, images, c, r, cuts == 1 && k + images < end, memory);
+      k += images;
+      chain += images * (r.i1 - r.i0) * ceil_div(r.j1 - r.j0, kSlot<A>);
       if (chain >= kChain) {
-        for (i64 i = 0; i < sums_size(); ++i) {
-          total[i] += sums[i];
-          sums[i] = 0;
-        }
+        for (i64 i = 0; i < sums_size(); ++i) total[i] += sums[i];
+        clear(sums, sums_size());
         chain = 0;
       }
     }
@@ -198,31 +202,53 @@ struct Grad {
     return sizeof(T) == sizeof(A) && m.first == m.last && (cols >= wide || cols == narrow);
   }
 
-  void add(i64 n, i64 c, const Region& r, A* memory, A* slot, A* sums, bool& fresh) const {
-    for (i64 s = 0; s < plan.sources.size; ++s) {
-      const Map& m = plan.sources[s];
-      stage(memory + s * cut.frame.size, cut.frame, r, x + offset(p.x, n, c, m.row0, m.col0), p.x.h * p.stride_h,
-            p.stride_w, m.h, m.w, fresh);
-    }
-    fresh = !cut.whole;
-    const i64 rows = r.i1 - r.i0, cols = r.j1 - r.j0;
-    const Frame flat{0, 0, 0, 0, cut.pitch, 0};
+  // `more`: as many further images follow, and are better fetched while these are worked on.
+  void add(i64 n0, i64 images, i64 c, const Region& r, bool more, A* memory) const {
+    const i64 rows = r.i1 - r.i0, cols = r.j1 - r.j0, n1 = n0 + images;
+    for (i64 n = n0; n < n1; ++n)
+      for (i64 s = 0; s < plan.sources.size; ++s) {
+        const Map& m = plan.sources[s];
+        const T* plane = x + offset(p.x, n, c, m.row0, m.col0);
+        const i64 row = p.x.h * p.stride_h;
+        stage(memory + ((n - n0) * plan.sources.size + s) * cut.frame.size, cut.frame, r, plane, row, p.stride_w, m.h,
+              m.w);
+        if (more && n + images < p.n) touch_rows(plane + images * p.x.n, m.h, row, m.w * p.stride_w);
+      }
+    Frame flat{};
+    flat.pitch = cut.pitch;
+    flat.zeros = true;
+    A* const slots = memory + slots_size() + 2 * sums_size();
     for (i64 o = 0; o < plan.outputs.size; ++o) {
       const Map& m = plan.outputs[o];
-      const Output& parts = plan.output_parts[o];
-      GradTile<A> t{
-          plan.parts.data + parts.first_part, parts.parts, memory, sums, cut.frame.pitch, 0, 0, slot, cut.pitch};
-      for (i64 q = m.first; q <= m.last; ++q) {
-        const T* plane = g + offset(p.y, n, p.branches[q].out_start + c, 0, 0);
-        if (direct(m, cols)) {
-          t.g = reinterpret_cast<const A*>(plane + r.i0 * p.y.h + r.j0);
-          t.g_row = p.y.h;
-        } else if (q == m.first) {
-          stage(slot, flat, r, plane, p.y.h, 1, m.h, m.w, false);
-        } else {
-          stage_more(slot, flat, r, plane, p.y.h, 1, m.h, m.w);
-        }
+      GradTile<A> t{};
+      t.parts = plan.parts.data + plan.output_parts[o].first_part;
+      t.count = plan.output_parts[o].parts;
+      t.x = memory;
+      t.sums = memory + slots_size();
+      t.pitch = cut.frame.pitch;
+      t.planes = images;
+      t.x_plane = plan.sources.size * cut.frame.size;
+      if (direct(m, cols)) {
+        t.g = reinterpret_cast<const A*>(g + offset(p.y, n0, p.branches[m.first].out_start + c, r.i0, r.j0));
+        t.g_row = p.y.h;
+        t.g_plane = p.y.n;
+      } else {
+        t.g = slots;
+        t.g_row = cut.pitch;
+        t.g_plane = cut.rows * cut.pitch;
       }
+      for (i64 n = n0; n < n1; ++n)
+        for (i64 q = m.first; q <= m.last; ++q) {
+          const T* plane = g + offset(p.y, n, p.branches[q].out_start + c, 0, 0);
+          if (!direct(m, cols)) {
+            A* const slot = slots + (n - n0) * t.g_plane;
+            if (q == m.first)
+              stage(slot, flat, r, plane, p.y.h, 1, m.h, m.w);
+            else
+              stage_more(slot, flat, r, plane, p.y.h, 1, m.h, m.w);
+          }
+          if (more && n + images < p.n) touch_rows(plane + images * p.y.n, rows, p.y.h, cols);
+        }
       grad_region(t, r.i0, rows, cols);
     }
   }

@@ -67,11 +67,8 @@ struct Plan {
   }
 };
 
-constexpr i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 inline i64 mod(i64 a, i64 b) { return (a % b + b) % b; }
 inline i64 gcd(i64 a, i64 b) { return b ? gcd(b, a % b) : a; }
-inline i64 larger(i64 a, i64 b) { return a > b ? a : b; }
-inline i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 
 // Taps along one axis that meet the same every-stride-th rows: tap first + n * tap_step, of count, meets row
 // offset + n * step of the map that begins at row `phase`.
@@ -218,21 +215,24 @@ constexpr i64 kSpareRows = 8;
 // whose contents never reach a stored sum.
 inline Frame frame(const Plan& plan, i64 rows, i64 cols, i64 wide, i64 size_of) {
   Frame f;
+  const i64 line = 64 / size_of;
   f.top = plan.top;
   f.bottom = plan.bottom;
   f.left = plan.left;
   f.right = plan.right;
-  const i64 line = 64 / size_of;
-  f.pitch = ceil_div(plan.left + ceil_div(cols, wide) * wide + plan.right, line) * line;
-  if (f.pitch / line % 2 == 0) f.pitch += line;  // rows of one column must not share a cache set
-  f.size = f.pitch * (f.top + rows + f.bottom + kSpareRows);
+  f.zeros = cols == plan.wo;
+  const i64 gap = f.zeros ? larger(f.left, f.right) : f.left + f.right;
+  f.pitch = ceil_div(cols + gap, line) * line;
+  if (f.pitch % (16 * line) == 0) f.pitch += line;  // or the rows of a column share few cache sets
+  f.origin = ceil_div(f.left, line) * line + f.top * f.pitch;
+  f.size = f.origin + f.pitch * (rows + f.bottom + kSpareRows) + ceil_div(wide + f.right, line) * line;
   return f;
 }
 
 inline void place(Plan& plan, const Frame& f) {
   for (i64 i = 0; i < plan.parts.size; ++i) {
     Part& q = plan.parts[i];
-    q.x += plan.part_source[i] * f.size + (f.top + q.row) * f.pitch + f.left;
+    q.x += plan.part_source[i] * f.size + f.origin + q.row * f.pitch;
   }
 }
 

@@ -7,6 +7,10 @@ namespace nchw {
 
 using lk::i64;
 
+constexpr i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+constexpr i64 larger(i64 a, i64 b) { return a > b ? a : b; }
+constexpr i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
+
 #define LK_HOT inline __attribute__((always_inline))
 // A loaded vector that feeds several multiply-adds must stay in a register: left alone, the compiler folds the load
 // into each of them, and an unaligned 64-byte load costs twice as much as the multiply-add it serves.
@@ -133,50 +137,55 @@ LK_HOT void narrow(T* p, V v) {
 
 #pragma GCC diagnostic pop
 
-// n elements in steps of N, the last step moved back to end with the row; n >= N.
+// The cache line at p will be wanted.
+LK_HOT void touch(const void* p) { __builtin_prefetch(p); }
+template <class T>
+LK_HOT void touch_rows(const T* p, i64 rows, i64 row, i64 n) {
+  constexpr i64 line = 64 / static_cast<i64>(sizeof(T));
+  if (row == n) {
+    n *= rows;
+    rows = 1;
+  }
+  for (i64 i = 0; i < rows; ++i, p += row)
+    for (i64 j = 0; j < n; j += line) touch(p + j);
+}
+
+// Rows of n elements, n >= N, in steps of N; the last step moves back to end with the row.
 template <int N, class T>
-LK_HOT void read_by(Acc<T>* dst, const T* src, i64 n) {
-  for (i64 i = 0; i + N < n; i += N) put(dst + i, widen<N>(src + i));
-  put(dst + n - N, widen<N>(src + n - N));
+void read_by(Acc<T>* dst, i64 pitch, const T* src, i64 row, i64 rows, i64 n) {
+  for (; rows > 0; --rows, dst += pitch, src += row) {
+    for (i64 i = 0; i + N < n; i += N) put(dst + i, widen<N>(src + i));
+    put(dst + n - N, widen<N>(src + n - N));
+  }
 }
 template <int N, class T>
-LK_HOT void write_by(T* dst, const Acc<T>* src, i64 n) {
+void write_by(T* dst, i64 row, const Acc<T>* src, i64 pitch, i64 rows, i64 n) {
   using V = Vector<Acc<T>, N* static_cast<int>(sizeof(Acc<T>))>;
-  for (i64 i = 0; i + N < n; i += N) narrow<N>(dst + i, get<V>(src + i));
-  narrow<N>(dst + n - N, get<V>(src + n - N));
+  for (; rows > 0; --rows, dst += row, src += pitch) {
+    for (i64 i = 0; i + N < n; i += N) narrow<N>(dst + i, get<V>(src + i));
+    narrow<N>(dst + n - N, get<V>(src + n - N));
+  }
 }
 
 // Rows of at least one, half, a quarter of a vector go by such pieces, shorter ones by elements.
 template <class T>
-LK_HOT void read_row(Acc<T>* dst, const T* src, i64 n, i64 step) {
+void read_rows(Acc<T>* dst, i64 pitch, const T* src, i64 row, i64 step, i64 rows, i64 n) {
   constexpr int L = kLanes<Acc<T>>, M = L > 8 ? 8 : L, S = L > 4 ? 4 : L;
-  if (step != 1) {
+  if (step == 1 && n >= L) return read_by<L>(dst, pitch, src, row, rows, n);
+  if (step == 1 && n >= M) return read_by<M>(dst, pitch, src, row, rows, n);
+  if (step == 1 && n >= S) return read_by<S>(dst, pitch, src, row, rows, n);
+  for (; rows > 0; --rows, dst += pitch, src += row)
     for (i64 i = 0; i < n; ++i) dst[i] = to_acc(src[i * step]);
-  } else if (n >= L) {
-    read_by<L>(dst, src, n);
-  } else if (n >= M) {
-    read_by<M>(dst, src, n);
-  } else if (n >= S) {
-    read_by<S>(dst, src, n);
-  } else {
-    for (i64 i = 0; i < n; ++i) dst[i] = to_acc(src[i]);
-  }
 }
 
 template <class T>
-LK_HOT void write_row(T* dst, const Acc<T>* src, i64 n, i64 step) {
+void write_rows(T* dst, i64 row, i64 step, const Acc<T>* src, i64 pitch, i64 rows, i64 n) {
   constexpr int L = kLanes<Acc<T>>, M = L > 8 ? 8 : L, S = L > 4 ? 4 : L;
-  if (step != 1) {
+  if (step == 1 && n >= L) return write_by<L>(dst, row, src, pitch, rows, n);
+  if (step == 1 && n >= M) return write_by<M>(dst, row, src, pitch, rows, n);
+  if (step == 1 && n >= S) return write_by<S>(dst, row, src, pitch, rows, n);
+  for (; rows > 0; --rows, dst += row, src += pitch)
     for (i64 i = 0; i < n; ++i) dst[i * step] = from_acc<T>(src[i]);
-  } else if (n >= L) {
-    write_by<L>(dst, src, n);
-  } else if (n >= M) {
-    write_by<M>(dst, src, n);
-  } else if (n >= S) {
-    write_by<S>(dst, src, n);
-  } else {
-    for (i64 i = 0; i < n; ++i) dst[i] = from_acc<T>(src[i]);
-  }
 }
 
 // The part of an output map that one thread works on.
@@ -184,43 +193,40 @@ struct Region {
   i64 i0, i1, j0, j1;
 };
 
-// How a map lies in scratch: row i, column j of a region at ((i - i0) + top) * pitch + (j - j0) + left.
+// How a map lies in scratch: row i, column j of a region at origin + (i - i0) * pitch + (j - j0). Rows begin on a
+// cache line; the zeros to the right of a row are those to the left of the next one.
 struct Frame {
-  i64 top, bottom, left, right, pitch, size;
+  i64 top, bottom, left, right, pitch, origin, size;
+  bool zeros;  // regions are as wide as the map: what surrounds the columns stays zero
 };
 
-// Rows i0 - top to i1 + bottom of a map of h x w elements, zeros outside of it. Maps of a region that covers them
-// leave the zeros in place, so that only the first such map (fresh) has to write them.
+template <class A>
+void clear(A* p, i64 n) {
+  __builtin_memset(static_cast<void*>(p), 0, static_cast<std::size_t>(n) * sizeof(A));
+}
+
+// Rows i0 - top to i1 + bottom of a map of h x w elements, zeros outside of it. The slot held zeros or such a map.
 template <class T>
-void stage(Acc<T>* slot, const Frame& f, const Region& r, const T* src, i64 row, i64 col, i64 h, i64 w, bool fresh) {
-  using A = Acc<T>;
-  const i64 j0 = r.j0 - f.left < 0 ? 0 : r.j0 - f.left, j1 = r.j1 + f.right < w ? r.j1 + f.right : w;
-  const i64 before = j0 - (r.j0 - f.left), n = j1 - j0;
-  i64 i0 = r.i0 - f.top, i1 = r.i1 + f.bottom;
-  if (!fresh) {
-    if (i0 < 0) i0 = 0;
-    if (i1 > h) i1 = h;
-  }
-  A* dst = slot + (i0 - (r.i0 - f.top)) * f.pitch;
-  for (i64 i = i0; i < i1; ++i, dst += f.pitch) {
-    const bool inside = i >= 0 && i < h && n > 0;
-    if (fresh) {
-      const i64 b = inside ? before : 0, e = inside ? before + n : 0;
-      for (i64 k = 0; k < b; ++k) dst[k] = 0;
-      for (i64 k = e; k < f.pitch; ++k) dst[k] = 0;
-    }
-    if (inside) read_row(dst + before, src + i * row + j0 * col, n, col);
-  }
+void stage(Acc<T>* slot, const Frame& f, const Region& r, const T* src, i64 row, i64 step, i64 h, i64 w) {
+  if (!f.zeros) clear(slot, f.size);
+  const i64 j0 = larger(0, r.j0 - f.left), n = smaller(w, r.j1 + f.right) - j0;
+  const i64 i0 = larger(0, r.i0 - f.top), i1 = smaller(h, r.i1 + f.bottom);
+  if (n <= 0) return;
+  Acc<T>* const dst = slot + f.origin - r.i0 * f.pitch + (j0 - r.j0);
+  if (f.zeros && (r.i0 > 0 || r.i1 < h))  // rows beyond the map may hold those of another region
+    for (i64 i = r.i0 - f.top; i < r.i1 + f.bottom; ++i)
+      if (i < i0 || i >= i1) clear(dst + i * f.pitch, n);
+  read_rows(dst + i0 * f.pitch, f.pitch, src + i0 * row + j0 * step, row, step, i1 - i0, n);
 }
 
 // Adds a further map to a staged one.
 template <class T>
-void stage_more(Acc<T>* slot, const Frame& f, const Region& r, const T* src, i64 row, i64 col, i64 h, i64 w) {
-  const i64 i0 = r.i0 - f.top < 0 ? 0 : r.i0 - f.top, i1 = r.i1 + f.bottom < h ? r.i1 + f.bottom : h;
-  const i64 j0 = r.j0 - f.left < 0 ? 0 : r.j0 - f.left, j1 = r.j1 + f.right < w ? r.j1 + f.right : w;
+void stage_more(Acc<T>* slot, const Frame& f, const Region& r, const T* src, i64 row, i64 step, i64 h, i64 w) {
+  const i64 i0 = larger(0, r.i0 - f.top), i1 = smaller(h, r.i1 + f.bottom);
+  const i64 j0 = larger(0, r.j0 - f.left), j1 = smaller(w, r.j1 + f.right);
   for (i64 i = i0; i < i1; ++i) {
-    Acc<T>* dst = slot + (i - r.i0 + f.top) * f.pitch - r.j0 + f.left;
-    for (i64 j = j0; j < j1; ++j) dst[j] += to_acc(src[i * row + j * col]);
+    Acc<T>* dst = slot + f.origin + (i - r.i0) * f.pitch - r.j0;
+    for (i64 j = j0; j < j1; ++j) dst[j] += to_acc(src[i * row + j * step]);
   }
 }
 

@@ -56,14 +56,16 @@ struct ConvTile {
   i64 i, offset;  // output row, and its distance from the region's first in scratch
   A* y;           // first output row
   i64 y_row;
-  int rows;  // rows to store, at most TH
+  int rows;    // rows to store, at most TH
+  i64 planes;  // images worked on together, and their distances in scratch and in y
+  i64 x_plane, y_plane;
 };
 
 // Rows and columns of a tile that the output has, from sums. Kept out of the kernel, whose registers are all taken.
 template <int L, class A>
-__attribute__((noinline)) void put_tile(const ConvTile<A>& t, const A* sums, i64 at, i64 n) {
-  using V = Vector<A, L * static_cast<int>(sizeof(A))>;
-  for (int r = 0; r < t.rows; ++r) put_some(t.y + at + r * t.y_row, get<V>(sums + r * L), static_cast<int>(n));
+__attribute__((noinline)) void put_tile(const ConvTile<A>& t, const A* sums, A* y, i64 n) {
+  using V = Vector<A, L* static_cast<int>(sizeof(A))>;
+  for (int r = 0; r < t.rows; ++r) put_some(y + r * t.y_row, get<V>(sums + r * L), static_cast<int>(n));
 }
 
 // One part over columns [j0, j1) of a tile. The last vector moves back to end at j1, where it fits.
@@ -75,7 +77,16 @@ __attribute__((noinline)) void conv_part(const ConvTile<A>& t, const Part& p, i6
   const bool full = j1 - j0 >= L, whole = full && t.rows == TH;
   const i64 y_row = t.y_row;
   A* sums = t.sums;
-  for (i64 j = j0; j < j1; j += L, sums += TH * L) {
+  const A* xs = t.x + p.x + t.offset;
+  A* ys = t.y;
+  i64 j = j0, left = t.planes;
+  for (;; j += L, sums += TH * L) {
+    if (j >= j1) {
+      if (--left == 0) break;
+      j = j0;
+      xs += t.x_plane;
+      ys += t.y_plane;
+    }
     const i64 at = full && j + L > j1 ? j1 - L : j;
     V acc[TH];
     if (first) {
@@ -85,7 +96,7 @@ __attribute__((noinline)) void conv_part(const ConvTile<A>& t, const Part& p, i6
 #pragma GCC unroll 8
       for (int r = 0; r < TH; ++r) acc[r] = get<V>(sums + r * L);
     }
-    const A* x = t.x + p.x + t.offset + at;
+    const A* x = xs + at;
     const A* w = t.w + p.w;
     for (i64 n = cols; n > 0; --n, x += step, w += wcol) {
       V k[KH];
@@ -96,13 +107,13 @@ __attribute__((noinline)) void conv_part(const ConvTile<A>& t, const Part& p, i6
       if (!e.bottom) conv_rows<R + TH, TH + (KH - 1) * D, KH, D>(acc, k, x, pitch);
     }
     if (last && whole) {
-      A* y = t.y + at;
+      A* y = ys + at;
 #pragma GCC unroll 8
       for (int r = 0; r < TH; ++r, y += y_row) put(y, acc[r]);
     } else {
 #pragma GCC unroll 8
       for (int r = 0; r < TH; ++r) put(sums + r * L, acc[r]);
-      if (last) put_tile<L>(t, sums, at, full ? L : j1 - j0);
+      if (last) put_tile<L>(t, sums, ys + at, full ? L : j1 - j0);
     }
   }
 }

@@ -2,10 +2,11 @@
 """Tensor-core Triton kernels of `multi_dwconv2d` for 16-bit NCHW.
 
 Along an image row a depthwise convolution is a product with a banded Toeplitz matrix, T[input column, output column] =
-w[input column - output column]. A program owns one channel: it builds the matrix of every kernel row once, and then for
-each tile of rows (of several images where they are small) adds one `tl.dot` a kernel row. Columns left and right of a
-tile enter through a second, narrow matrix, the halo. Products of 16-bit numbers are exact and summed in float32; a
-weight merged from several branches is split into a leading and a trailing 16-bit part, so that it is not rounded.
+w[input column - output column]. `build_matrices` writes those of every kernel row and channel; a program of `conv_rows`
+owns one channel, loads its matrices once, and for each tile of rows (of several images where they are small) adds one
+`tl.dot` a kernel row. Columns left and right of a tile enter through a second, narrow matrix, the halo. Products of
+16-bit numbers are exact and summed in float32; a weight merged from several branches is split into a leading and a
+trailing 16-bit part, so that it is not rounded.
 
 The zeros of the matrix meet every pixel of the window: an Inf or NaN spreads there.
 """
@@ -42,9 +43,10 @@ def kernel_rows(kernels, dilations, combine, stride, phase):
 
 
 @constexpr_function
-def flat(rows, e, o):
-    """Number of the matrix of row e's o-th use."""
-    return sum(len(row[2]) for row in rows[:e]) + o
+def slot(rows, e, o):
+    """Number of the (leading) matrix of row e's o-th use; (row count, 0) gives their count."""
+    uses = [use for row in rows[:e] for use in row[2]] + (list(rows[e][2][:o]) if e < len(rows) else [])
+    return sum(2 if len(use[1]) > 1 else 1 for use in uses)
 
 
 @constexpr_function
@@ -71,9 +73,49 @@ def toeplitz(w, c, C, dx, TERMS: tl.constexpr, KERNELS: tl.constexpr, DILATIONS:
     return total
 
 
+@triton.jit
+def build_matrices(
+    w, out, W0, C, KERNELS: tl.constexpr, DILATIONS: tl.constexpr, COMBINE: tl.constexpr, STRIDE: tl.constexpr,
+    PHASE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, HALO: tl.constexpr,
+):  # fmt: skip
+    """out[c, matrix, input column, output column], the HALO columns after the BK; one kernel row of c a program.
+
+    A row that sums branches takes two matrices: its 16-bit leading part and what that leaves.
+    """
+    ROWS: tl.constexpr = kernel_rows(KERNELS, DILATIONS, COMBINE, STRIDE, PHASE)
+    COUNT: tl.constexpr = slot(ROWS, size(ROWS), 0)
+    SW: tl.constexpr = BK // BN
+    c = tl.program_id(0) // size(ROWS)
+    want = tl.program_id(0) % size(ROWS)
+    w += W0
+    out += tl.cast(c, tl.int64) * (COUNT * (BK + HALO) * BN)
+    j = tl.arange(0, BN)
+    for part in tl.static_range(2 if HALO > 0 else 1):
+        if part == 0:
+            k = tl.arange(0, BK)
+            col = k
+        else:
+            h = tl.arange(0, HALO)
+            k = BK + h
+            col = h - HALO // 2 + (h // (HALO // 2)) * BK
+        dx = col[:, None] - SW * j[None, :]
+        if PHASE is not None:
+            dx = at(PHASE, 1) - at(STRIDE, 1) * dx
+        at_out = out + k[:, None] * BN + j[None, :]
+        for e in tl.static_range(size(ROWS)):
+            if want == e:
+                for o in tl.static_range(size(at(ROWS, e, 2))):
+                    t = toeplitz(w, c, C, dx, at(ROWS, e, 2, o, 1), KERNELS, DILATIONS)
+                    lead = t.to(out.dtype.element_ty)
+                    tl.store(at_out + slot(ROWS, e, o) * ((BK + HALO) * BN), lead)
+                    if size(at(ROWS, e, 2, o, 1)) > 1:
+                        trail = (t - lead.to(tl.float32)).to(out.dtype.element_ty)
+                        tl.store(at_out + (slot(ROWS, e, o) + 1) * ((BK + HALO) * BN), trail)
+
+
 @triton.jit(do_not_specialize=["N", "ITEMS", "PER"])
 def conv_rows(
-    x, w, b, y, X0, Y0, W0, N, C, XN, YN, ITEMS, PER,
+    x, matrices, b, y, X0, Y0, N, C, XN, YN, ITEMS, PER,
     HI: tl.constexpr, WI: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
     XC: tl.constexpr, XH: tl.constexpr, YC: tl.constexpr, YH: tl.constexpr, YW: tl.constexpr,
     KERNELS: tl.constexpr, DILATIONS: tl.constexpr, COMBINE: tl.constexpr, STRIDE: tl.constexpr, PHASE: tl.constexpr,
@@ -89,39 +131,27 @@ def conv_rows(
     SW: tl.constexpr = 1 if BACK else at(STRIDE, 1)
     SLABS: tl.constexpr = 1 if BACK or COMBINE == "add" else size(KERNELS)
     BK: tl.constexpr = BN * SW
+    MATRIX: tl.constexpr = (BK + HALO) * BN
     IMAGES: tl.constexpr = BM // HP
     WB: tl.constexpr = (WO + BN - 1) // BN
     HB: tl.constexpr = (HO + HP - 1) // HP
     c = tl.program_id(0) % C
     p = tl.program_id(0) // C
-    w += W0
 
     j = tl.arange(0, BN)
     k = tl.arange(0, BK)
-    dx = k[:, None] - SW * j[None, :]
+    t_at = matrices + tl.cast(c, tl.int64) * (slot(ROWS, size(ROWS), 0) * MATRIX) + k[:, None] * BN + j[None, :]
     if HALO > 0:
         h = tl.arange(0, HALO)
         hk = h - HALO // 2 + (h // (HALO // 2)) * BK
-        hx = hk[:, None] - SW * j[None, :]
-    if BACK:
-        dx = at(PHASE, 1) - at(STRIDE, 1) * dx
+        h_at = matrices + tl.cast(c, tl.int64) * (slot(ROWS, size(ROWS), 0) * MATRIX)
+        h_at += (BK + h)[:, None] * BN + j[None, :]
+    main = ()
+    halo = ()
+    for i in tl.static_range(slot(ROWS, size(ROWS), 0)):
+        main += (tl.load(t_at + i * MATRIX),)
         if HALO > 0:
-            hx = at(PHASE, 1) - at(STRIDE, 1) * hx
-    lead = ()
-    trail = ()
-    halo_lead = ()
-    halo_trail = ()
-    for e in tl.static_range(size(ROWS)):
-        for o in tl.static_range(size(at(ROWS, e, 2))):
-            t = toeplitz(w, c, C, dx, at(ROWS, e, 2, o, 1), KERNELS, DILATIONS)
-            t16 = t.to(x.dtype.element_ty)
-            lead += (t16,)
-            trail += ((t - t16.to(tl.float32)).to(x.dtype.element_ty),)
-            if HALO > 0:
-                t = toeplitz(w, c, C, hx, at(ROWS, e, 2, o, 1), KERNELS, DILATIONS)
-                t16 = t.to(x.dtype.element_ty)
-                halo_lead += (t16,)
-                halo_trail += ((t - t16.to(tl.float32)).to(x.dtype.element_ty),)
+            halo += (tl.load(h_at + i * MATRIX),)
 
     m = tl.arange(0, BM)
     image = m // HP
@@ -146,13 +176,11 @@ def conv_rows(
                 col = ow0 * SW + hk
                 a_halo = tl.load(src + off + hk[None, :], mask=row_ok & ((col >= 0) & (col < WI))[None, :], other=0.0)
             for o in tl.static_range(size(at(ROWS, e, 2))):
-                acc = tl.dot(a, lead[flat(ROWS, e, o)], accs[at(ROWS, e, 2, o, 0)])
-                if size(at(ROWS, e, 2, o, 1)) > 1:
-                    acc = tl.dot(a, trail[flat(ROWS, e, o)], acc)
-                if HALO > 0:
-                    acc = tl.dot(a_halo, halo_lead[flat(ROWS, e, o)], acc)
-                    if size(at(ROWS, e, 2, o, 1)) > 1:
-                        acc = tl.dot(a_halo, halo_trail[flat(ROWS, e, o)], acc)
+                acc = accs[at(ROWS, e, 2, o, 0)]
+                for i in tl.static_range(slot(ROWS, e, o), slot(ROWS, e, o + 1)):
+                    acc = tl.dot(a, main[i], acc)
+                    if HALO > 0:
+                        acc = tl.dot(a_halo, halo[i], acc)
                 accs = accs[: at(ROWS, e, 2, o, 0)] + (acc,) + accs[at(ROWS, e, 2, o, 0) + 1 :]
 
         dst = y_c + (tl.cast(n0, tl.int64) * YN + oh0 * YH + ow0 * YW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton.language as tl
@@ -136,16 +136,29 @@ def _conv_rows(
 ) -> None:
     (x0, y0), _ = _places(spec, group, grid, x, y)
     xs, ys = x.stride(), y.stride()
+    taps = {"KERNELS": group.kernels, "DILATIONS": group.dilations, "COMBINE": group.combine}
+    taps |= {"STRIDE": spec.stride, "PHASE": grid.phase}
+    rows = kernel_rows(*taps.values())
+    bk = tile.bn * (1 if grid.phase is not None else spec.stride[1])
+    matrices = w.new_empty((group.c, triton_dot.slot(rows, len(rows), 0), bk + tile.halo, tile.bn))
+    if rows:
+        triton_dot.build_matrices[(group.c * len(rows),)](
+            w, matrices, group.w0, group.c, **taps, BN=tile.bn, BK=bk, HALO=tile.halo, num_warps=4, **LAUNCH
+        )
     items = _items(spec.n, grid.ho, grid.wo, tile)
     # Enough tiles a program to pay for its matrices, enough programs to fill a device.
-    per = max(1, min(16, items * group.c // PROGRAMS))
+    per = max(1, min(8, items * group.c // PROGRAMS))
     triton_dot.conv_rows[(group.c * blocks((items, per)),)](
-        x, w, b, y, x0, y0, group.w0, spec.n, group.c, xs[0], ys[0], items, per,
+        x, matrices, b, y, x0, y0, spec.n, group.c, xs[0], ys[0], items, per,
         HI=x.shape[2], WI=x.shape[3], HO=grid.ho, WO=grid.wo, XC=xs[1], XH=xs[2], YC=ys[1], YH=grid.sh, YW=grid.sw,
-        KERNELS=group.kernels, DILATIONS=group.dilations, COMBINE=group.combine, STRIDE=spec.stride, PHASE=grid.phase,
-        BIAS=spec.has_bias and grid.phase is None,
+        **taps, BIAS=spec.has_bias and grid.phase is None,
         BM=tile.bm, HP=tile.hp, BN=tile.bn, HALO=tile.halo, num_warps=tile.warps, **LAUNCH,
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def kernel_rows(*taps: Any) -> tuple[Any, ...]:
+    return triton_dot.kernel_rows(*taps)
 
 
 def grad(spec: Spec, g: Tensor, x: Tensor, gw: Tensor) -> None:

@@ -119,7 +119,7 @@ def compile_for(launch: Launch, capability: int) -> Code:
     usage, text = _dump(compiled.asm["cubin"])
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     instructions = [(int(a, 16), op) for a, op in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*?)\s*;", text)]
-    while instructions and re.match(r"NOP|BRA 0x%x$" % instructions[-1][0], instructions[-1][1]):
+    while instructions and re.match(f"NOP|BRA {instructions[-1][0]:#x}$", instructions[-1][1]):
         instructions.pop()
     loops = []
     for address, op in instructions:

@@ -191,7 +191,7 @@ def dot_conv(
     wide = max(grid.wo, -(-x_shape[3] // sw))
     if not _dot_tile(spec, group, x_stride, x_shape[2]) or sw not in (1, 2, 4) or grid.wo < DOT_WIDTH:
         return None
-    bm, bn = 64, 16 if wide <= 16 else 32
+    bm, bn = 64 if sw == 1 else 32, 16 if wide <= 16 else 32
     reach = group.reach if grid.phase is None else -(-(group.reach + 1) // spec.stride[1])
     halo = 0 if wide <= bn else max(16, pow2(2 * reach))
     matrices = sum(group.kernels) * (2 if group.combine == "add" and len(group.kernels) > 1 else 1)

@@ -13,6 +13,7 @@ from lightkernels.ops.multi_dwconv2d import triton_config, triton_dot, triton_gr
 from lightkernels.ops.multi_dwconv2d.triton_config import Config, DotConfig, Grid, Group, config_of, groups_of, pow2
 
 if TYPE_CHECKING:
+    from lightkernels._core.triton_static import Launch
     from lightkernels.ops.multi_dwconv2d.op import Spec
 
 TABLE_CHUNK = 16
@@ -244,3 +245,18 @@ def _grad_taps(
             g, x, part, table, terms, term_starts, *starts, *sizes, tap, tap + counts[m], m, end,
             SH=spec.stride[0], SW=spec.stride[1], CHUNK=TABLE_CHUNK, **rest,
         )  # fmt: skip
+
+
+def recorded(spec: Spec, kind: str) -> list[Launch]:
+    """The launches of `fwd`, `bwd_x` or `bwd_w`, noted on meta tensors instead of run."""
+    from lightkernels._core.triton_static import record
+    from lightkernels.ops.multi_dwconv2d import triton
+
+    def meta(shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+        return torch.empty_strided(shape, stride, dtype=spec.dtype, device="meta")
+
+    x, y, w = meta(spec.x_shape, spec.x_stride), meta(spec.y_shape, spec.y_stride), meta(spec.weight_shape, (1,))
+    b = meta((spec.c_out,), (1,)) if spec.has_bias else None
+    with record(triton_kernels, triton_grad, triton_dot) as launches:
+        getattr(triton, kind)(spec, *{"fwd": (x, w, b), "bwd_x": (y, w), "bwd_w": (y, x)}[kind])
+    return launches

@@ -35,9 +35,9 @@ ELEMENTWISE = [
     if dtype is torch.float32 or layout == "nhwc"
 ]
 COLUMNS = (
-    "pass,kernels,combine,n,c,h,w,dtype,layout,sm,kernel,programs,warps,"
-    "registers,shared,spills,instructions_outside,loop,trips,lane_instructions"
-).split(",")
+    *("pass", "kernels", "combine", "n", "c", "h", "w", "dtype", "layout", "sm", "kernel", "programs", "warps"),
+    *("registers", "shared", "spills", "instructions_outside", "loop", "trips", "lane_instructions"),
+)
 
 
 def rows(case: tuple[object, ...], capabilities: list[int]) -> list[dict[str, object]]:

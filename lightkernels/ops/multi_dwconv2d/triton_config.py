@@ -85,7 +85,7 @@ def pow2(n: int) -> int:
 
 
 def groups_of(spec: Spec) -> tuple[Group, ...]:
-    groups = spec.cache.get("triton groups")
+    groups: tuple[Group, ...] | None = spec.cache.get("triton groups")
     if groups is None:
         rows = spec.rows()
         if spec.split or len(rows) == 1:
@@ -98,21 +98,21 @@ def groups_of(spec: Spec) -> tuple[Group, ...]:
         else:
             groups = (Group(spec.kernel_sizes, spec.dilations, spec.combine, spec.c, 0, 0, 0),)
         spec.cache["triton groups"] = groups
-    return groups  # type: ignore[no-any-return]
+    return groups
 
 
 def config_of(spec: Spec, kind: str) -> Config:
     """Tile of `fwd`, `bwd_x` or `bwd_w` in the element-wise kernels: the tuned one, else a heuristic."""
-    config = spec.cache.get(f"triton {kind}")
+    config: Config | None = spec.cache.get(f"triton {kind}")
     if config is None:
         config = spec.cache[f"triton {kind}"] = _tuned(spec, kind) or _heuristic(spec, kind)
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def _tuned(spec: Spec, kind: str) -> Config | None:
     if spec.device != "cuda":
         return None
-    key = {
+    key: dict[str, int | str] = {
         "n": spec.n,
         "c": spec.c,
         "h": spec.h,

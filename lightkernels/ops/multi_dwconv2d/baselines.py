@@ -168,7 +168,7 @@ def truth(
     stride: int = 1,
 ) -> list[Tensor]:
     """The results of pass ``kind`` in float64, tap by tap, for dilation 1: no convolution of PyTorch's is involved."""
-    n, c, h, w = x.shape
+    c, h, w = x.shape[1:]
     reach = max(v.shape[-1] for v in weights) // 2
     wide = F.pad(x.double(), (reach,) * 4).contiguous()
     g = g.double().contiguous()

@@ -1,0 +1,223 @@
+"""From the records of a run to tables: fractions of the copy ceiling, times over the best baseline, what fell short."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from gpu.plan import SMALL_BYTES, SMALL_SECONDS, Group, expected
+
+Record = dict[str, Any]
+NONE = "not measured"
+HEAD = (
+    "Medians of CUDA-graph replays, candidates in turn, inputs cold in the L2 cache on both sides. The fraction is the "
+    "least traffic of the call over its time and over the measured copy ceiling; the baseline is the fastest of all, "
+    "in either layout, with and without cuDNN's search, in float32 with TF32 where cuDNN uses it. Written by "
+    "`benchmarks/gpu_suite.py`."
+)
+
+
+def group_of(record: Record) -> Group:
+    return Group(record["shape"], record["dtype"], record["variant"], record["kind"])
+
+
+def ceiling(records: list[Record], name: str) -> float | None:
+    return next((r["value"] for r in records if r["part"] == "ceilings" and r["key"] == name and "value" in r), None)
+
+
+def merged(records: list[Record]) -> list[Record]:
+    """Operator records, the times of torch.compile scaled into them by our own time in both runs."""
+    found = {r["key"]: {**r, "times": dict(r["times"])} for r in records if r["part"] == "ops"}
+    for r in records:
+        if r["part"] != "compile" or r["key"] not in found:
+            continue
+        base = found[r["key"]]["times"]
+        both = [n for n in r["times"] if n.startswith("lightkernels") and n in base]
+        scale = sum(base[n]["median"] / r["times"][n]["median"] for n in both) / len(both) if both else 1.0
+        for name, t in r["times"].items():
+            if not name.startswith("lightkernels"):
+                base[name] = {**t, "median": t["median"] * scale, "min": t["min"] * scale}
+    return list(found.values())
+
+
+def rows(records: list[Record]) -> Iterator[Record]:
+    """One row for each of our layouts in each group: time, fraction of the copy ceiling, best baseline, verdict."""
+    copy = ceiling(records, "copy")
+    for record in merged(records):
+        group = group_of(record)
+        theirs = {n: t["median"] for n, t in record["times"].items() if not n.startswith("lightkernels")}
+        best = min(theirs, key=lambda n: theirs[n]) if theirs else None
+        for layout in ("nchw", "nhwc"):
+            mine = record["times"].get(f"lightkernels {layout}")
+            want = expected(group, layout)
+            row: Record = {
+                "group": group,
+                "layout": layout,
+                "want": want,
+                "best": best,
+                "best_seconds": theirs[best] if best else None,
+                "seconds": mine["median"] if mine else None,
+                "spread": mine["spread"] if mine else None,
+                "error": record["errors"].get(f"lightkernels {layout}"),
+                "why": record["refused"].get(f"lightkernels {layout}"),
+                "fraction": None,
+                "ratio": None,
+            }
+            if mine and copy:
+                row["fraction"] = record["bytes"] / mine["median"] / copy
+            if mine and best:
+                row["ratio"] = theirs[best] / mine["median"]
+            row["short"] = shortfalls(row, record["bytes"], copy)
+            yield row
+
+
+def shortfalls(row: Record, least: int, copy: float | None) -> list[str]:
+    """What the targets ask and the row does not reach; tensors in the small class get a fixed time on top."""
+    found = []
+    if row["seconds"] is None:
+        return [row["why"] or NONE]
+    want = row["want"]
+    extra = SMALL_SECONDS if least <= SMALL_BYTES else 0.0
+    for name in ("ship", "goal"):
+        fraction = getattr(want, name)
+        if fraction and copy and row["seconds"] > least / copy / fraction + extra:
+            found.append(f"{row['fraction']:.2f} of the copy ceiling, {name} {fraction:.2f}")
+            break
+    if want.speedup and row["ratio"] is not None and row["ratio"] < want.speedup:
+        found.append(f"{row['ratio']:.2f}x the best, goal {want.speedup:g}x")
+    return found
+
+
+def _micro(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e6:.1f}"
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    if not lines:
+        return NONE.capitalize() + "."
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def markdown(records: list[Record]) -> str:
+    found = list(rows(records))
+    machine = next((r for r in records if r["part"] == "env"), {})
+    facts = ", ".join(f"{k} {v}" for k, v in machine.get("facts", {}).items())
+    lines = [
+        [
+            str(r["group"].key),
+            r["layout"],
+            _micro(r["seconds"]),
+            _number(r["fraction"]),
+            f"{_micro(r['best_seconds'])} {r['best'] or ''}",
+            _number(r["ratio"], ".2f") + ("x" if r["ratio"] is not None else ""),
+            "; ".join(r["short"]) or "reached",
+        ]
+        for r in found
+    ]
+    short = [f"- {r['group'].key} {r['layout']}: {'; '.join(r['short'])}" for r in found if r["short"]]
+    wrong = [
+        f"- {r['key']}: {name}: {why}"
+        for r in records
+        if r["part"] in ("ops", "compile", "warm", "ceilings", "install")
+        for name, why in _refused(r).items()
+    ]
+    ceilings = [
+        [r["key"], f"{r['value']:.4g} {r['unit']}" if "value" in r else r.get("refused", NONE)]
+        for r in records
+        if r["part"] == "ceilings"
+    ]
+    tests = [
+        [r["key"], r.get("summary", NONE), f"{r.get('seconds', 0):.0f} s"] for r in records if r["part"] == "tests"
+    ]
+    return (
+        "\n\n".join(
+            [
+                "# GPU",
+                facts or "No GPU results have been measured yet.",
+                HEAD,
+                "## Ceilings",
+                _table(["what", "measured"], ceilings),
+                "## Tests",
+                _table(["run", "result", "time"], tests),
+                "## What fell short of the targets",
+                "\n".join(short) or (NONE.capitalize() + "." if not found else "Nothing."),
+                "## Every call, microseconds",
+                _table(["call", "layout", "ours", "of copy", "best other", "ratio", "targets"], lines),
+                "## Failed, refused or not timed",
+                "\n".join(wrong) or ("Nothing." if found else NONE.capitalize() + "."),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _refused(record: Record) -> dict[str, str]:
+    refused = record.get("refused", {})
+    return refused if isinstance(refused, dict) else {"": refused}
+
+
+def csv_text(records: list[Record]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["part", "shape", "dtype", "variant", "kind", "candidate", "median_s", "min_s", "spread", "samples"]
+    writer.writerow([*head, "in_graph", "error", "peak_bytes", "least_bytes", "flops"])
+    for r in records:
+        for name, t in r.get("times", {}).items():
+            line = [r["part"], r["shape"], r["dtype"], r["variant"], r["kind"], name, t["median"], t["min"]]
+            line += [t["spread"], t["samples"], t["graph"], r["errors"].get(name), r["peaks"].get(name)]
+            writer.writerow([*line, r["bytes"], r["flops"]])
+    return out.getvalue()
+
+
+def summary(records: list[Record]) -> str:
+    """A short table for the end of a log."""
+    found = [r for r in rows(records) if r["seconds"] is not None]
+    lines = [
+        f"{r['group'].key:<28} {r['layout']}  {_micro(r['seconds']):>9} us  copy {_number(r['fraction'])}"
+        f"  {_number(r['ratio'])}x  {'; '.join(r['short']) or 'reached'}"
+        for r in found
+    ]
+    failed = sum(1 for r in rows(records) if r["seconds"] is None)
+    lines.append(
+        f"{len(found)} calls of ours timed, {failed} not; {sum(bool(r['short']) for r in found)} short of a target"
+    )
+    return "\n".join(lines)
+
+
+def plot(records: list[Record], path: str) -> bool:
+    """Fractions of the copy ceiling and ratios over the best baseline; False where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = [r for r in rows(records) if r["seconds"] is not None and r["group"].kind != "step"][:48]
+    if not found:
+        return False
+    figure, axes = plt.subplots(1, 2, figsize=(12, 1.2 + 0.22 * len(found)), sharey=True)
+    colours = ["#2f6db3" if r["layout"] == "nchw" else "#e07b39" for r in found]
+    names = [f"{r['group'].key} {r['layout']}" for r in found]
+    axes[0].barh(names, [r["fraction"] or 0 for r in found], color=colours, height=0.7)
+    axes[0].set_xlabel("least traffic / time, of the copy ceiling")
+    axes[0].axvline(1, color="#22272e", lw=0.9)
+    goals = [(i, r["want"].goal) for i, r in enumerate(found) if r["want"].goal]
+    axes[0].scatter([g for _, g in goals], [i for i, _ in goals], marker="|", s=60, color="#3a9d5d", zorder=3)
+    axes[1].barh(names, [r["ratio"] or 0 for r in found], color=colours, height=0.7)
+    axes[1].set_xlabel("times faster than the best of PyTorch and cuDNN")
+    axes[1].axvline(1, color="#22272e", lw=0.9)
+    axes[0].invert_yaxis()
+    for one in axes:
+        one.tick_params(length=0, labelsize=7)
+        for side in ("top", "right", "left"):
+            one.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130, facecolor="white")
+    return True

@@ -54,9 +54,9 @@ struct Conv {
   const Cut& cut;
   const T *x, *w, *bias;  // x: what is read (the output's gradient in the input pass); y: what is written
   T* y;
-  bool input;
+  bool input, past;  // past: outputs go past the caches
 
-  bool direct() const { return sizeof(T) == sizeof(A) && (!input || p.stride_w == 1); }
+  bool direct() const { return !past && sizeof(T) == sizeof(A) && (!input || p.stride_w == 1); }
   i64 slots_size() const { return cut.batch * plan.sources.size * cut.frame.size; }
   i64 sums_size() const { return cut.batch * 8 * cut.pitch; }
   i64 out_size() const { return direct() ? 0 : cut.batch * cut.rows * cut.pitch; }
@@ -136,18 +136,31 @@ struct Conv {
       t.y_plane = st.n;
     } else {
       t.y = out;
-      t.y_row = cut.pitch;
+      t.y_row = past ? cols : cut.pitch;
       t.y_plane = cut.rows * cut.pitch;
     }
     conv_region(t, r.i0, rows, cols);
     for (i64 n = at.n0; n < at.n1; ++n) {
-      if (!direct())
+      if (past)
+        stream_out(to + (n - at.n0) * st.n, out + (n - at.n0) * t.y_plane, rows * cols);
+      else if (!direct())
         write_rows(to + (n - at.n0) * st.n, st.h * sh, sw, out + (n - at.n0) * t.y_plane, cut.pitch, rows, cols);
-      if (more && n + at.dn < p.n)
+      if (!past && more && n + at.dn < p.n)
         touch_rows(to + (n - at.n0 + at.dn) * st.n + at.dc * st.c, rows, st.h * sh, cols * sw);
     }
   }
 };
+
+// Whether outputs go past the caches, line by line: those that caches would not keep anyway, of planes in whole lines.
+template <class T>
+bool past_caches(const Params& p, const Cut& cut, const T* y, bool input) {
+  const Strides& st = input ? p.x : p.y;
+  const i64 h = input ? p.h : p.ho, w = input ? p.w : p.wo, line = 64 / static_cast<i64>(sizeof(T));
+  const i64 bytes = p.n * (input ? p.c : p.c_out) * h * w * static_cast<i64>(sizeof(T));
+  return kCanStream && bytes >= kPastBytes && reinterpret_cast<std::uintptr_t>(y) % 64 == 0 && st.h == w &&
+         st.c % line == 0 && st.n % line == 0 && h * w % line == 0 && cut.col_cuts == 1 &&
+         (cut.row_cuts == 1 || cut.rows * w % line == 0) && (!input || p.stride_h * p.stride_w == 1);
+}
 
 template <class T>
 int conv(const Params& p, const T* x, const T* w, const T* bias, T* y, Pass pass) {
@@ -156,7 +169,7 @@ int conv(const Params& p, const T* x, const T* w, const T* bias, T* y, Pass pass
   const int threads = team(p);
   const Cut cut = make_cut(plan, p, static_cast<i64>(sizeof(Acc<T>)), threads > 1 ? threads * kUnitsPerThread : 1);
   place(plan, cut.frame);
-  const Conv<T> job{p, plan, cut, x, w, bias, y, pass == Pass::input};
+  const Conv<T> job{p, plan, cut, x, w, bias, y, pass == Pass::input, past_caches(p, cut, y, pass == Pass::input)};
   return for_units(cut.units(p), threads, job);
 }
 

@@ -10,6 +10,7 @@ constexpr i64 kTeamWork = 1 << 19;      // multiply-adds that repay waking a tea
 constexpr i64 kStageBytes = 192 << 10;  // staged maps of a unit stay in the second-level cache
 constexpr i64 kChannels = 16;           // channels of a unit, their weights packed together
 constexpr i64 kBatchBytes = 12 << 10;   // staged maps of the images that a kernel works on at a time
+constexpr i64 kPastBytes = 16 << 20;    // outputs from this size on bypass the caches
 constexpr i64 kBatch = 16;              // most of these images
 constexpr i64 kUnitsPerThread = 8;
 
@@ -93,7 +94,10 @@ int for_units(i64 units, int threads, const Job& job) {
     clear(memory, job.slots_size());
     for (;;) {
       const i64 u = __atomic_fetch_add(&next, i64(1), __ATOMIC_RELAXED);
-      if (u >= units) return;
+      if (u >= units) {
+        stream_fence();
+        return;
+      }
       job.run(u, memory, packed);
     }
   };

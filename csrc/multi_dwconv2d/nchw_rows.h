@@ -188,6 +188,12 @@ void write_rows(T* dst, i64 row, i64 step, const Acc<T>* src, i64 pitch, i64 row
     for (i64 i = 0; i < n; ++i) dst[i * step] = from_acc<T>(src[i]);
 }
 
+// n elements past the caches; whole lines, dst on a line.
+template <class T>
+void stream_out(T* dst, const Acc<T>* src, i64 n) {
+  for (i64 i = 0; i < n; i += kLanes<Acc<T>>) vstream(dst + i, get<Vec<Acc<T>>>(src + i));
+}
+
 // The part of an output map that one thread works on.
 struct Region {
   i64 i0, i1, j0, j1;

@@ -138,7 +138,7 @@ LK_HOT void narrow(T* p, V v) {
 #pragma GCC diagnostic pop
 
 // The cache line at p will be wanted.
-LK_HOT void touch(const void* p) { __builtin_prefetch(p); }
+LK_HOT void touch(const void* p) { __builtin_prefetch(p, 0, 2); }
 template <class T>
 LK_HOT void touch_rows(const T* p, i64 rows, i64 row, i64 n) {
   constexpr i64 line = 64 / static_cast<i64>(sizeof(T));

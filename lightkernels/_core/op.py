@@ -296,7 +296,11 @@ class BilinearOp(Generic[S]):
 
     def decompositions(self) -> dict[Any, Callable[..., Tensor]]:
         """The three ops as aten calls, for ``ExportedProgram.run_decompositions`` (add them to its table)."""
-        functions = {"": self._aten_fwd, "_bwd_x": self._aten_bwd_x, "_bwd_w": self._aten_bwd_w}
+        functions: dict[str, Callable[..., Tensor]] = {
+            "": self._aten_fwd,
+            "_bwd_x": self._aten_bwd_x,
+            "_bwd_w": self._aten_bwd_w,
+        }
         return {self.ops[suffix]: function for suffix, function in functions.items()}
 
     def _aten_fwd(self, x: Tensor, w: Tensor, b: Tensor | None, *args: Any, backend: str | None = None) -> Tensor:

@@ -60,7 +60,10 @@ def _step(model: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], la
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss(model(x)), parameters)
+        gradients = torch.autograd.grad(loss(model(x)), parameters)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return gradients
 
     return run
 

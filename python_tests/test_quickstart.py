@@ -57,7 +57,7 @@ def test_leaves_a_picture_and_a_checkpoint(tmp_path: Path, capsys: pytest.Captur
     assert cli.main([*TINY, str(tmp_path)]) == 1  # one epoch is too few, and the exit code says so
     printed = capsys.readouterr().out
     assert "below 97 %" in printed
-    assert len(re.findall(r"tail\.depthwise .* 3\+5\+7 add +nhwc +\w+", printed)) == 9
+    assert len(re.findall(r"tail\.depthwise .* 3\+5\+7 concat +nhwc +\w+", printed)) == 9
     assert re.search(r"logits +\d.\d\de-\d\d .* within", printed)
     assert names(tmp_path) == ["checkpoint.pt", "quickstart.png"]
     assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")

@@ -82,7 +82,7 @@ Backend = Annotated[str, typer.Option(callback=backend_name, help=f"One of {', '
 @command
 def quickstart(
     seed: Annotated[int, typer.Option(help="Of the weights and of the order of the images.")] = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the picture.")] = Path("runs/quickstart"),
     device: Device = "cpu",
     threads: Threads = 0,

@@ -19,7 +19,7 @@ from lightkernels.models.pydmobilenet import PydBlock
 from lightkernels.train import check, checkpoint, digits, picture, speed
 from lightkernels.train.loop import History, Recipe, fit, predict
 
-MODEL = "pydmobilenet_add_29_025"
+MODEL = "pydmobilenet_concat_29_050"
 GOAL = 0.97
 
 
@@ -76,7 +76,7 @@ def _introduce(out: Console, model: nn.Module, train: int, test: int, options: O
     isa = core.isa() if core is not None else "native core not loaded, see lightkernels info"
     where = f"{info.cpu()} ({isa}), {torch.get_num_threads()} threads" if options.device == "cpu" else options.device
     out.print(f"[bold]lightkernels {__version__} quickstart[/]")
-    out.print(f"network  {MODEL}, {parameters:,} parameters, depthwise 3x3 + 5x5 + 7x7 in one pass")
+    out.print(f"network  {MODEL}, {parameters:,} parameters; depthwise 3x3, 5x5 and 7x7 in one pass")
     out.print(f"images   handwritten digits of scikit-learn: {train} to learn, {test} to test, 16x16")
     out.print(f"machine  {where}, torch {torch.__version__}\n", markup=False)
 

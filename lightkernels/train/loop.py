@@ -18,7 +18,7 @@ Told = Callable[["History"], None]
 class Recipe:
     """Nesterov momentum, cosine one-cycle learning rate, labels smoothed, images shifted by up to ``reach`` pixels."""
 
-    epochs: int = 12
+    epochs: int = 10
     batch: int = 64
     peak_rate: float = 0.1
     momentum: float = 0.9

@@ -263,10 +263,10 @@ def report(out: Path, dry: bool) -> None:
 
 
 def child_environment(out: Path, dry: bool) -> dict[str, str]:
-    """The installed package if it loads, else the source tree, which has the Triton kernels too."""
-    probe = [sys.executable, "-P", "-c", "import torch, lightkernels"]
-    found = not dry and subprocess.run(probe, cwd="/", capture_output=True, check=False).returncode == 0
-    path = [] if found else [str(ROOT)]
+    """The installed package if there is one, else the source tree, which has the Triton kernels too."""
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('lightkernels') is None)"
+    probe = subprocess.run([sys.executable, "-P", "-c", code], cwd="/", capture_output=True, check=False)
+    path = [] if probe.returncode == 0 and not dry else [str(ROOT)]
     path += [p for p in [os.environ.get("PYTHONPATH")] if p]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "OUT": str(out)}
 
@@ -276,13 +276,14 @@ def run_part(part: str, args: argparse.Namespace, seconds: float) -> None:
     command = [sys.executable, str(Path(__file__).resolve()), *words, "--child", part]
     count = args.workers if part == "warm" and not args.dry_run else 1
     log = args.out / "gpu_log.txt"
+    env = child_environment(args.out, args.dry_run)
     with log.open("a", encoding="utf-8") as file:
         workers = [
             subprocess.Popen(
                 [*command, "--worker", str(i), "--workers", str(count if part == "warm" else args.workers)],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=child_environment(args.out, args.dry_run),
+                env=env,
                 start_new_session=True,
             )
             for i in range(count)

@@ -1,4 +1,4 @@
-"""Draws the README's plot from the committed result files: ``python benchmarks/plot.py``. Needs matplotlib."""
+"""Draws the README's plot and prints its table, from the committed result files. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help="result files; benchmarks/results/cpu-*.json if none")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.png")
     args = parser.parse_args()
-    plot(args.files or sorted((HERE / "results").glob("cpu-*.json")), args.out)
+    files = args.files or sorted((HERE / "results").glob("cpu-*.json"), reverse=True)
+    plot(files, args.out)
+    print(tables.readme(ROWS, [json.loads(f.read_text(encoding="utf-8")) for f in files]))
 
 
 if __name__ == "__main__":

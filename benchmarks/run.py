@@ -1,7 +1,7 @@
 """Measures the table of speed goals row by row and writes it as JSON, CSV and Markdown.
 
     python benchmarks/run.py                     all rows, with the instruction set the package chooses
-    python benchmarks/run.py --isa auto avx2     the same, then again with both sides restricted to AVX2
+    python benchmarks/run.py --isa auto,avx2     the same, then again with both sides restricted to AVX2
     python benchmarks/run.py concat_forward add_step --quick
 
 A run goes on where it was stopped: rows that the result file already holds, from the same commit, machine and
@@ -30,16 +30,24 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="rows to measure; all of them if none is named")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
-    parser.add_argument("--isa", nargs="+", choices=sorted(machine.ISA_ENVIRONMENT), default=["auto"])
+    parser.add_argument("--isa", type=listed, default=["auto"], help="auto, avx2, avx512, or several: auto,avx2")
     parser.add_argument("--quick", action="store_true", help="three shapes, few rounds, no torch.compile; for a look")
-    parser.add_argument("--shapes", nargs="+", help="only these, such as 64x32x32x32")
+    parser.add_argument("--shapes", type=listed, help="only these, such as 64x32x32x32,1x96x56x56")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--min-time", type=float, help="seconds a candidate is timed in each round")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--threads", type=int, help="torch's number of threads; its own choice if not given")
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results, or runs/ for a part")
     parser.add_argument("--fresh", action="store_true", help="measure again what the result file already holds")
-    return parser.parse_args()
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if unknown := set(args.isa) - set(machine.ISA_ENVIRONMENT):
+        parser.error(f"--isa must be of {', '.join(machine.ISA_ENVIRONMENT)}; got {', '.join(sorted(unknown))}")
+    return args
+
+
+def listed(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
 def whole(args: argparse.Namespace) -> bool:
@@ -49,10 +57,9 @@ def whole(args: argparse.Namespace) -> bool:
 
 def in_fresh_processes(args: argparse.Namespace) -> int:
     """One process an instruction set: libraries read it once, when they are loaded."""
-    words = [w for w in sys.argv[1:] if w not in machine.ISA_ENVIRONMENT and w != "--isa"]
     for isa in args.isa:
-        env = {**os.environ, **machine.ISA_ENVIRONMENT[isa], "LIGHTKERNELS_BENCH_CHILD": isa}
-        done = subprocess.run([sys.executable, __file__, *words, "--isa", isa], env=env, check=False)
+        env = {**os.environ, **machine.ISA_ENVIRONMENT[isa]}
+        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child"], env=env, check=False)
         if done.returncode:
             return done.returncode
     return 0
@@ -76,7 +83,7 @@ def previous(path: Path, head: dict[str, Any], fresh: bool) -> dict[str, Any]:
 def main() -> int:
     args = arguments()
     machine.find_package()
-    if not args.list and os.environ.get("LIGHTKERNELS_BENCH_CHILD") is None:
+    if not (args.list or args.child):
         return in_fresh_processes(args)
     import tables
     from cpu.common import Settings
@@ -103,7 +110,11 @@ def main() -> int:
         compile=not (args.no_compile or args.quick),
         shapes=shapes,
     )
-    described = {"rounds": settings.rounds, "min_time": settings.min_time, "compile": settings.compile}
+    described = {
+        "rounds": settings.rounds,
+        "min_time": settings.min_time,
+        "compile": settings.compile and measure.has_compiler(),
+    }
     data: dict[str, Any] = {"machine": machine.describe(), "settings": {**described, "shapes": shapes and [*shapes]}}
     data["settings"]["steady_memory"] = steady
     out = args.out or (HERE / "results" if whole(args) else HERE.parent / "runs" / "bench")

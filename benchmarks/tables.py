@@ -149,6 +149,22 @@ def markdown(rows: tuple[Row, ...], data: Record) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def readme(rows: tuple[Row, ...], runs: list[Record]) -> str:
+    """The short table: the worst case of each row with a goal, one column a run."""
+    head = ["case", "compared", "goal", *(f"{d['machine']['isa']}, {d['machine']['threads']} threads" for d in runs)]
+    lines = []
+    for row in rows:
+        for target in (t for t in row.targets if t.goal is not None):
+            cells = []
+            for data in runs:
+                records = data["rows"].get(row.name, {}).get("records", [])
+                found = worst(records, target)
+                cells.append(f"{number(found['value'], target.unit)}, {verdict(records, target)}" if found else "-")
+            sign = "at most " if target.less else ""
+            lines.append([row.title, target.label, sign + number(target.goal, target.unit), *cells])
+    return _table(head, lines)
+
+
 def write_csv(path: Path, data: Record) -> None:
     head = ["row", "shape", "dtype", "kind", "candidate", "backend", "min_s", "median_s", "spread", "samples", "faults"]
     with path.open("w", newline="", encoding="utf-8") as file:

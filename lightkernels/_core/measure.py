@@ -174,7 +174,7 @@ def interleaved(
 
     Calls shorter than 0.2 ms are timed in batches. A turn with page faults in its timed region is repeated, at most
     twice; what then is left is in ``Timing.faults``. A candidate ``give_up`` times slower than the fastest is timed
-    in the first round only, and if a call of a second or more was already seen to be ten times slower than that, not
+    in the first round only, and if a call of half a second or more was already seen to be twice as slow as that, not
     again: it decides nothing and would take most of the time.
 
     Args:
@@ -193,7 +193,7 @@ def interleaved(
         turns[name] = _Turn(candidate.call, candidate.prepare)
     fastest = math.inf
     for turn, given in zip(turns.values(), candidates.values(), strict=True):
-        turn.calibrate(given.seen if isinstance(given, Candidate) else None, max(1.0, 10 * give_up * fastest))
+        turn.calibrate(given.seen if isinstance(given, Candidate) else None, max(0.5, 2 * give_up * fastest))
         fastest = min(fastest, turn.best)
     collecting = gc.isenabled()
     gc.collect()

@@ -116,6 +116,6 @@ def _bars(axes: Any, title: str, seconds: Mapping[str, float]) -> None:
         labels.append(f"{1e3 * seconds[name]:.3g} ms{factor}")
     axes.bar_label(bars, labels, padding=4, fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlabel("milliseconds a step; in brackets: times as fast as the best of PyTorch")
+    axes.set_xlabel("ms a step (times as fast as the best of PyTorch)")
     axes.margins(x=0.28)
     axes.tick_params(axis="y", length=0)

@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 # Every case is compiled for sm_90, and those whose names these are for the others too.
-EVERYWHERE = ("7x7", "concat", "add", "concat-dw", "fp32-dw", "nhwc-fp32")
+EVERYWHERE = ("7x7", "concat", "add", "plane-concat", "concat-dw", "fp32-dw", "nhwc-fp32")
 CASES = {
     "7x7": Case("fwd", (7,), kernel="conv_rows", lanes=25),
     "5x5-fp16": Case("fwd", (5,), dtype=torch.float16, kernel="conv_rows", lanes=20),
@@ -45,9 +45,12 @@ CASES = {
     "stride2": Case("fwd", (3, 5, 7), (8, 96, 56, 56), stride=(2, 2), kernel="conv_rows", lanes=40),
     "7x7-dx": Case("bwd_x", (7,), kernel="conv_rows", lanes=25),
     "concat-dx": Case("bwd_x", (3, 5, 7), kernel="conv_rows", lanes=45),
+    "plane": Case("fwd", (7,), (32, 960, 7, 7), kernel="conv_plane", lanes=45),
+    "plane-concat": Case("fwd", (3, 5, 7), (32, 960, 7, 7), kernel="conv_plane", lanes=45),
+    "plane-dx": Case("bwd_x", (7,), (32, 960, 7, 7), kernel="conv_plane", lanes=45),
     "7x7-dw": Case("bwd_w", (7,), kernel="grad_rows", lanes=40),
     "concat-dw": Case("bwd_w", (3, 5, 7), (64, 64, 16, 16), kernel="grad_rows", lanes=25),
-    "7x7-dw-56": Case("bwd_w", (7,), (8, 96, 56, 56), kernel="grad_rows", lanes=55),
+    "7x7-dw-56": Case("bwd_w", (7,), (8, 96, 56, 56), kernel="grad_rows", lanes=60),
     "fp32": Case("fwd", (3, 5), dtype=torch.float32, kernel="conv_taps"),
     "fp32-dx": Case("bwd_x", (3,), dtype=torch.float32, stride=(1, 2), kernel="conv_taps"),
     "fp32-dw": Case("bwd_w", (5,), dtype=torch.float32, kernel="grad_taps"),

@@ -44,9 +44,19 @@ def test_case(results: dict[str, dict[str, Any]], name: str) -> None:
     for kind in CASES[name].passes:
         seen = result[kind]
         assert seen["error"] <= seen["bound"], f"{kind}: error {seen['error']:.3g}, bound {seen['bound']:.3g}"
+        assert seen["kernels"] == expected_kernels(name, kind)
         assert seen["margins"], f"{kind} wrote outside its output"
         assert seen["same"], f"{kind} differs from run to run"
         assert seen["layout"], f"{kind}: wrong shape, dtype or strides"
+
+
+def expected_kernels(name: str, kind: str) -> list[str]:
+    if name.startswith("empty"):
+        return []
+    path = name.split("-")[0]
+    if kind == "bwd_w":
+        return [{"dot": "grad_rows", "plane": "grad_rows", "table": "grad_table"}.get(path, "grad_taps")]
+    return [{"dot": "conv_rows", "plane": "conv_plane", "table": "conv_table"}.get(path, "conv_taps")]
 
 
 def test_nonfinite_reaches_only_its_taps(results: dict[str, dict[str, Any]]) -> None:

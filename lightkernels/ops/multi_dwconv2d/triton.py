@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightkernels.ops.multi_dwconv2d.triton_config import Grid, config_of, dot_conv, groups_of, interpreting
+from lightkernels.ops.multi_dwconv2d.triton_config import Grid, config_of, dot_conv, groups_of, interpreting, plane
 
 if TYPE_CHECKING:
     from lightkernels.ops.multi_dwconv2d.op import Spec
@@ -50,7 +50,9 @@ def why_not(spec: Spec) -> str | None:
 def config_text(spec: Spec) -> str:
     """The tiles, for `explain`."""
     forward = Grid(None, spec.ho, spec.wo, spec.y_stride[2], spec.y_stride[3], 0)
-    dots = [dot_conv(spec, group, forward, spec.x_shape, spec.x_stride) for group in groups_of(spec)]
+    groups = groups_of(spec)
+    planes = [plane(spec, group, False, spec.x_stride) for group in groups]
+    dots = planes if all(planes) else [dot_conv(spec, group, forward, spec.x_shape, spec.x_stride) for group in groups]
     parts = [f"fwd on tensor cores {tuple(dot)}" for dot in dots if dot is not None]
     for kind in ("fwd", "bwd_x", "bwd_w")[all(dot is not None for dot in dots) :]:
         th, bc, bw, warps = config_of(spec, kind)
@@ -74,7 +76,8 @@ def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     grid = Grid(None, spec.ho, spec.wo, y.stride(2), y.stride(3), 0)
     with _guard(x.device):
         for group in groups_of(spec):
-            triton_launch.conv(spec, group, "fwd", grid, x, w, b, y)
+            if not triton_launch.plane(spec, group, False, x, w, b, y):
+                triton_launch.conv(spec, group, "fwd", grid, x, w, b, y)
     return y
 
 
@@ -88,6 +91,8 @@ def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
     sh, sw = spec.stride
     with _guard(g.device):
         for group in groups_of(spec):
+            if triton_launch.plane(spec, group, True, g, w, None, gx):
+                continue
             for a in range(min(sh, spec.h)):
                 for e in range(min(sw, spec.w)):
                     start = a * gx.stride(2) + e * gx.stride(3)

@@ -18,6 +18,7 @@ GRAD_TAPS = 96  # accumulators a program of the weight gradient holds
 DOT_SHARED = 96 * 1024  # bytes of Toeplitz matrices a program may hold
 DOT_REGISTERS = 112  # of a lane, for the accumulators of the weight gradient
 DOT_HALO = 32
+PLANE = 64  # pixels of an image that one matrix takes whole
 DOT_WIDTH = 5  # narrower images fill a tile of 16 columns too badly
 HALF = (torch.float16, torch.bfloat16)
 
@@ -38,6 +39,15 @@ class DotConfig(NamedTuple):
     hp: int
     bn: int
     halo: int
+    warps: int
+
+
+class PlaneConfig(NamedTuple):
+    """A tile of the small-image kernel: images, input pixels, output pixels, warps."""
+
+    bm: int
+    bq: int
+    bo: int
     warps: int
 
 
@@ -194,12 +204,36 @@ def dot_conv(
     bm, bn = 64 if sw == 1 else 32, 16 if wide <= 16 else 32
     reach = group.reach if grid.phase is None else -(-(group.reach + 1) // spec.stride[1])
     halo = 0 if wide <= bn else max(16, pow2(2 * reach))
-    matrices = sum(group.kernels) * (2 if group.combine == "add" and len(group.kernels) > 1 else 1)
-    if group.combine == "cumulative" and grid.phase is not None:
-        matrices *= 2
+    matrices = _matrices(group, spec, grid.phase)
     if halo > DOT_HALO or 2 * matrices * (bn * sw + halo) * bn > DOT_SHARED:
         return None
     return DotConfig(bm, min(bm, pow2(grid.ho)), bn, halo, 2)
+
+
+def _matrices(group: Group, spec: Spec, phase: tuple[int, int] | None) -> int:
+    from lightkernels.ops.multi_dwconv2d import triton_dot
+
+    rows = triton_dot.kernel_rows(group.kernels, group.dilations, group.combine, spec.stride, phase)
+    return int(triton_dot.slot(rows, len(rows), 0))
+
+
+def plane(spec: Spec, group: Group, back: bool, x_stride: tuple[int, ...]) -> PlaneConfig | None:
+    """The tile of the small-image kernel, forward or back to the input; None if the images are not small enough."""
+    (hi, wi), (ho, wo) = (spec.h, spec.w), (spec.ho, spec.wo)
+    if back:
+        (hi, wi), (ho, wo) = (ho, wo), (hi, wi)
+    dense = x_stride[3] == 1 and x_stride[2] == wi
+    if not dense or max(hi * wi, ho * wo) > PLANE or not _dot_tile(spec, group, x_stride, hi):
+        return None
+    slabs = 1 if back else group.slabs
+    bm = max(16, min((64, 32, 16)[min(slabs, 3) - 1], pow2(spec.n)))
+    return PlaneConfig(bm, max(16, pow2(hi * wi)), max(16, pow2(ho * wo)), 2)
+
+
+def _rows_an_image(high: int, limit: int) -> int:
+    """The power of two from 8 that leaves the fewest rows of a tile empty; the largest of those."""
+    sizes = [hp for hp in (8, 16, 32, 64) if hp <= limit and hp < 2 * high] or [pow2(high)]
+    return min(sizes, key=lambda hp: (-(-high // hp) * hp, -hp))
 
 
 def dot_grad(
@@ -219,5 +253,5 @@ def dot_grad(
         registers = rows * bn * (bn * sw + halo) // (32 * warps)
         narrow = wide <= 16 and bn == 32
         if not narrow and halo <= DOT_HALO and registers <= DOT_REGISTERS:
-            return DotConfig(32, min(32, pow2(spec.ho)), bn, halo, warps)
+            return DotConfig(32, _rows_an_image(spec.ho, 32), bn, halo, warps)
     return None

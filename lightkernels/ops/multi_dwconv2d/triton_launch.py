@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from lightkernels.ops.multi_dwconv2d import triton_config, triton_dot, triton_grad, triton_kernels
+from lightkernels.ops.multi_dwconv2d import triton_config, triton_dot, triton_grad, triton_kernels, triton_plane
 from lightkernels.ops.multi_dwconv2d.triton_config import Config, DotConfig, Grid, Group, config_of, groups_of, pow2
 
 if TYPE_CHECKING:
@@ -125,6 +125,24 @@ def _conv_table(
         BIAS=spec.has_bias and not back, EXACT=spec.exact_nonfinite, ACC=_acc(x.dtype)[1],
         BC=config.bc, BW=config.bw, num_warps=config.warps, **LAUNCH,
     )  # fmt: skip
+
+
+def plane(spec: Spec, group: Group, back: bool, x: Tensor, w: Tensor, b: Tensor | None, y: Tensor) -> bool:
+    """y from x by one matrix an image, or from the gradient x back; False if the images are too large for that."""
+    tile = triton_config.plane(spec, group, back, x.stride())
+    if tile is None:
+        return False
+    xs, ys = x.stride(), y.stride()
+    x0, y0 = (group.y0, group.x0) if back else (group.x0, group.y0)
+    items = blocks((spec.n, tile.bm))
+    per = max(1, min(8, items * group.c // PROGRAMS))
+    triton_plane.conv_plane[(group.c * blocks((items, per)),)](
+        x, w, w if b is None else b[group.y0 :], y, x0 * xs[1], y0 * ys[1], group.w0, spec.n, group.c, xs[0], ys[0],
+        items, per, HI=x.shape[2], WI=x.shape[3], HO=y.shape[2], WO=y.shape[3], XC=xs[1], YC=ys[1],
+        KERNELS=group.kernels, DILATIONS=group.dilations, COMBINE=group.combine, STRIDE=spec.stride, BACK=back,
+        BIAS=spec.has_bias and not back, BM=tile.bm, BQ=tile.bq, BO=tile.bo, num_warps=tile.warps, **LAUNCH,
+    )  # fmt: skip
+    return True
 
 
 def _items(n: int, ho: int, wo: int, tile: DotConfig) -> int:
@@ -257,6 +275,6 @@ def recorded(spec: Spec, kind: str) -> list[Launch]:
 
     x, y, w = meta(spec.x_shape, spec.x_stride), meta(spec.y_shape, spec.y_stride), meta(spec.weight_shape, (1,))
     b = meta((spec.c_out,), (1,)) if spec.has_bias else None
-    with record(triton_kernels, triton_grad, triton_dot) as launches:
+    with record(triton_kernels, triton_grad, triton_dot, triton_plane) as launches:
         getattr(triton, kind)(spec, *{"fwd": (x, w, b), "bwd_x": (y, w), "bwd_w": (y, x)}[kind])
     return launches

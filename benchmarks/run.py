@@ -117,6 +117,8 @@ def main() -> int:
     }
     data: dict[str, Any] = {"machine": machine.describe(), "settings": {**described, "shapes": shapes and [*shapes]}}
     data["settings"]["steady_memory"] = steady
+    if data["machine"]["isa"].startswith("no native core"):
+        raise SystemExit(f"{data['machine']['isa']}; there is nothing of ours to measure")
     out = args.out or (HERE / "results" if whole(args) else HERE.parent / "runs" / "bench")
     out.mkdir(parents=True, exist_ok=True)
     stem = f"cpu-{data['machine']['isa']}-{data['machine']['threads']}t"

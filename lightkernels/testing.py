@@ -77,9 +77,9 @@ class Draw:
         self.generator = torch.Generator().manual_seed(seed)
 
     def tensor(self, *shape: int) -> Tensor:
-        """Normal values, or whole numbers from -3 to 3."""
+        """Normal values, or whole numbers from -15 to 15: small enough for exact sums, too many bits for bfloat16."""
         if self.integers:
-            t = torch.randint(-3, 4, shape, generator=self.generator, dtype=torch.float64)
+            t = torch.randint(-15, 16, shape, generator=self.generator, dtype=torch.float64)
         else:
             t = torch.randn(shape, generator=self.generator, dtype=torch.float64)
         return t.to(self.dtype).to(self.device)

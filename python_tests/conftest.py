@@ -68,3 +68,22 @@ def seed(request):
 def poison():
     with poisoned():
         yield
+
+
+CAUGHT = []
+
+
+@pytest.fixture
+def caught(request):
+    """Where a test of a planted bug says which kinds of check saw it."""
+    kinds = []
+    yield kinds
+    if kinds:
+        CAUGHT.append((request.node.name.partition("[")[2].rstrip("]"), kinds))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if CAUGHT and config.option.verbose >= 0:
+        terminalreporter.section("planted bugs and what saw them")
+        for bug, kinds in CAUGHT:
+            terminalreporter.write_line(f"{bug}: {', '.join(kinds)}")

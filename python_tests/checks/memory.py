@@ -70,8 +70,8 @@ def weight_views(target: Target, case: Case, dtype: torch.dtype, layout: str, se
     g = upstream(forward_shape(target, sample), seed)
     expected = evaluate(target, sample, g)
     strided = [torch.stack([t, t + 1], -1)[..., 0] for t in rest]
-    buffer = torch.cat([t.flatten() for t in rest])
-    parts = [p.view(t.shape) for p, t in zip(buffer.split([t.numel() for t in rest]), rest, strict=True)]
+    buffer = torch.cat([torch.full((3,), torch.nan, dtype=dtype), *(t.flatten() for t in rest)])
+    parts = [p.view(t.shape) for p, t in zip(buffer[3:].split([t.numel() for t in rest]), rest, strict=True)]
     for what, tensors in (("strided", strided), ("one buffer", parts)):
         _close(evaluate(target, sample.replace([x, *tensors]), g), expected, what)
 
@@ -150,7 +150,9 @@ def outputs_are_fresh(target: Target, case: Case, dtype: torch.dtype, layout: st
         z.fill_(7)
         y.mul_(2)
         assert_same_bits(target(first), kept, "the output after its predecessor was written to")
-    results = [evaluate(target, s, upstream(kept, seed)) for s in (first, second)]
-    again = evaluate(target, first, upstream(kept, seed))
+    g = upstream(kept, seed)
+    results = [evaluate(target, s, g) for s in (first, second)]
+    judge(target, second, results[1], g)
+    again = evaluate(target, first, g)
     for (what, a), (_, e) in zip(results[0].named(), again.named(), strict=True):
         assert_same_bits(a, e, what)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from checks.target import ALL, BORROWED, BOTH, Target, Theme
+from checks.target import ALL, BOTH, HALF, WIDE, Target, Theme
 from lightkernels import exact_nonfinite
 from lightkernels.testing import (
     Case,
@@ -37,7 +37,7 @@ def upstream(y: Tensor, seed: int, integers: bool = False) -> Tensor:
     """A gradient for ``y``, of its dtype and strides."""
     generator = torch.Generator().manual_seed(seed + 1)
     if integers:
-        values = torch.randint(-3, 4, y.shape, generator=generator, dtype=torch.float64)
+        values = torch.randint(-15, 16, y.shape, generator=generator, dtype=torch.float64)
     else:
         values = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     return torch.zeros_like(y).copy_(values)
@@ -95,17 +95,32 @@ def outputs_and_gradients(target: Target, case: Case, dtype: torch.dtype, layout
         assert_same_bits(target(sample), actual.output, "output without gradient")
 
 
-@THEME.kind(dtypes=ALL, layouts=BOTH)
-def whole_numbers(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
-    """Sums of whole numbers are exact in the accumulator: what is stored is the truth, rounded once."""
-    if dtype in (torch.bfloat16, torch.float16) and target.backend in BORROWED:
-        return
+def _exactly(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     sample = target.build(case, dtype, layout, seed, integers=True)
-    g = upstream(forward_shape(target, sample), seed, integers=True)
+    with torch.no_grad():
+        g = upstream(target(sample), seed, integers=True)
     wide = evaluate(target.truth, sample.map(Tensor.double), g.double())
     actual = evaluate(target, sample, g)
     for (what, a), (_, t) in zip(actual.named(), wide.named(), strict=True):
         assert_same_bits(a + 0, t.to(dtype) + 0, what)
+
+
+@THEME.kind(dtypes=WIDE, layouts=BOTH)
+def whole_numbers(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """Sums of whole numbers are exact."""
+    _exactly(target, case, dtype, layout, seed)
+
+
+@THEME.kind(dtypes=HALF, layouts=BOTH, native=True)
+def rounded_once(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """In 16 bit what is stored is the exact sum of whole numbers, rounded once."""
+    _exactly(target, case, dtype, layout, seed)
+
+
+@THEME.kind(tag="bulk", layouts=BOTH)
+def bulk_whole_numbers(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """At sizes of many tiles."""
+    _exactly(target, case, dtype, layout, seed)
 
 
 @THEME.kind(dtypes=(torch.float64,))
@@ -121,18 +136,15 @@ def loops(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int
     assert_same_bits(y + 0, oracle(*sample.args, **sample.kwargs).to(dtype) + 0, "output")
 
 
-@THEME.kind(tag="bulk", dtypes=ALL, layouts=BOTH)
-def adjoint(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
-    """<A x, g> = <x, A* g>, for x and for the weights, at sizes of many tiles and in 16 bit."""
-    if dtype in (torch.bfloat16, torch.float16, torch.float64) and target.backend in BORROWED:
-        return
+def _adjoint(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     sample = target.build(case, dtype, layout, seed)
     if sample.args[-1] is not None:
         sample = Sample((*sample.args[:-1], None), sample.kwargs)
-    actual = evaluate(target, sample, g := upstream(forward32(target, sample), seed))
     with torch.no_grad():
+        g = upstream(target(sample), seed)
         terms = target.truth(sample.map(lambda t: t.float().abs()))
         products = target.truth(sample.map(lambda t: torch.ones_like(t, dtype=torch.float32)))
+    actual = evaluate(target, sample, g)
     x, *weights = sample.tensors()
     dx, *dws = actual.gradients
     assert_adjoint(actual.output, [dx], [x], g, terms, products)
@@ -141,20 +153,16 @@ def adjoint(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: i
     assert_adjoint(actual.output, [flat[0]], [flat[1]], g, terms, products)
 
 
-def forward32(target: Target, sample: Sample) -> Tensor:
-    with torch.no_grad():
-        return target(sample)
-
-
 @THEME.kind(tag="bulk", layouts=BOTH)
-def bulk_values(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
-    """Whole numbers once more, at sizes of many tiles."""
-    sample = target.build(case, dtype, layout, seed, integers=True)
-    g = upstream(forward32(target, sample), seed, integers=True)
-    wide = evaluate(target.truth, sample, g)
-    actual = evaluate(target, sample, g)
-    for (what, a), (_, t) in zip(actual.named(), wide.named(), strict=True):
-        assert_same_bits(a + 0, t + 0, what)
+def adjoint(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """<A x, g> = <x, A* g>, for x and for the weights, at sizes of many tiles."""
+    _adjoint(target, case, dtype, layout, seed)
+
+
+@THEME.kind(tag="bulk", layouts=BOTH, dtypes=(torch.float64, *HALF), native=True)
+def adjoint_in_other_dtypes(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """The same in float64 and 16 bit."""
+    _adjoint(target, case, dtype, layout, seed)
 
 
 @THEME.kind(layouts=BOTH, native=True)

@@ -18,6 +18,7 @@ from lightkernels.testing import Case, Sample
 
 ALL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 WIDE = (torch.float32, torch.float64)
+HALF = (torch.bfloat16, torch.float16)
 BOTH = ("nchw", "nhwc")
 OPS = "lightkernels.ops"
 # Backends made of PyTorch's own calls: their rounding and their sums over threads are PyTorch's.
@@ -146,11 +147,12 @@ class Theme:
         dtypes: tuple[torch.dtype, ...] = (torch.float32,),
         layouts: tuple[str, ...] = ("nchw",),
         native: bool = False,
+        only: tuple[str, ...] = (),
         marks: tuple[Any, ...] = (),
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Register a check: over cases of ``tag`` (else all but the bulky), ``first`` so many of them.
 
-        ``native`` leaves out the backends that are made of PyTorch's own calls.
+        ``native`` leaves out the backends that are made of PyTorch's own calls; ``only`` names the backends.
         """
 
         def register(check: Callable[..., None]) -> Callable[..., None]:
@@ -163,7 +165,7 @@ class Theme:
                 select,
                 dtypes,
                 layouts,
-                lambda backend: not (native and backend in BORROWED),
+                lambda backend: backend in only if only else not (native and backend in BORROWED),
                 marks,
             )
             if first is not None:

@@ -110,7 +110,8 @@ def hessians(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: 
     sample = target.build(case, dtype, layout, seed)
     tensors = tuple(sample.tensors())
     both(target, sample, lambda f: hessian(lambda *t: f(*t).sin().sum(), argnums=(0, 1))(*tensors))
-    both(target, sample, lambda f: jacrev(jacrev(lambda x: f(x, *tensors[1:]).sin().sum()))(tensors[0]))
+    twice = {"argnums": (0, 1)}
+    both(target, sample, lambda f: jacrev(jacrev(lambda *t: f(*t).sin().sum(), **twice), **twice)(*tensors))
 
 
 @THEME.kind(tag="core", first=2, dtypes=DOUBLE)

@@ -68,13 +68,14 @@ CASES: tuple[Case, ...] = (
     case("add", (2, 6, 8, 9), (3, 5, 7), "core", combine="add"),
     case("cumulative", (2, 3, 7, 9), (3, 5, 3), "core", dilations=(1, 1, 2), combine="cumulative"),
     case("split", (2, 7, 8, 7), (3, 5, 7), "core", split=True),
-    case("stride_2", (2, 4, 9, 8), (3, 5), "core", stride=2, bias=False),
+    case("single_stride_2", (2, 4, 9, 8), (5,), "core", stride=2, bias=False),
     # Small enough for numerical derivatives.
     case("tiny_concat", (2, 2, 4, 5), (3, 5), "tiny", stride=2),
     case("tiny_add", (1, 2, 5, 4), (3, 5), "tiny", combine="add", dilations=(2, 1)),
     case("tiny_cumulative", (1, 2, 4, 4), (1, 3, 3), "tiny", combine="cumulative", dilations=(1, 2, 1), bias=False),
     case("tiny_split", (1, 3, 4, 5), (5, 3), "tiny", split=True, stride=(1, 2)),
     # Strides and dilations.
+    case("stride_2", (2, 4, 9, 8), (3, 5), stride=2, bias=False),
     case("stride_3", (2, 3, 11, 10), (3, 7), stride=3),
     case("stride_1x2", (1, 5, 8, 9), (5, 3), stride=(1, 2)),
     case("stride_3x1", (2, 4, 7, 6), (3,), stride=(3, 1), bias=False),

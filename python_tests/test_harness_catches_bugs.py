@@ -1,0 +1,75 @@
+"""Wrong kernels and wrong machinery must turn the generated checks red, each the kinds that are there to see it."""
+
+from contextlib import nullcontext
+
+import pytest
+from torch.autograd.gradcheck import GradcheckError
+
+from checks import compiled, derivatives, memory, parity, runtime, transforms
+from checks.mutant_routes import ROUTES
+from checks.mutants import MUTANTS, right_name, substituted
+from checks.target import BORROWED, Check, Kind, Target, packages, planted
+
+KINDS = {k.name: k for theme in (parity, memory, derivatives, transforms, compiled, runtime) for k in theme.THEME.kinds}
+
+
+def target_of(package: str) -> Target:
+    """An operator, in the place of its fastest backend."""
+    names = Target(package, "reference").op.backends
+    return Target(package, next((b for b in names if b not in BORROWED), "reference"))
+
+
+def run(kind: Kind, target: Target) -> str | None:
+    """The first check of a kind that is red, or None."""
+    for case in kind.cases(target):
+        for dtype in kind.dtypes:
+            for layout in kind.layouts:
+                check = Check(kind, target, case, dtype, layout)
+                try:
+                    kind.check(target, case, dtype, layout, check.seed)
+                except (AssertionError, GradcheckError) as error:
+                    return f"{case.name}-{str(dtype).removeprefix('torch.')}-{layout}: {error}"
+    return None
+
+
+def demand(names: tuple[str, ...], target: Target, report) -> None:
+    for name in names:
+        red = run(KINDS[name], target)
+        assert red is not None, f"{name} did not see it"
+        report.append(f"{name} ({red.split(':')[0]})")
+
+
+@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize(
+    ("mutant", "name"), [(m, p) for m in MUTANTS for p in m.passes], ids=lambda v: getattr(v, "name", v)
+)
+def test_wrong_kernel(package, mutant, name, caught):
+    target = target_of(package)
+    with substituted(target, mutant, name):
+        demand(mutant.caught_by, target, caught)
+
+
+@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize("route", ROUTES, ids=lambda r: r.__name__)
+def test_wrong_machinery(package, route, caught):
+    target = target_of(package)
+    right = target.op.backends[right_name(target)].module
+    with planted(target, right), route(target):
+        demand(ROUTES[route], target, caught)
+
+
+@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize(
+    "name", sorted({k for m in MUTANTS for k in m.caught_by} | {k for r in ROUTES.values() for k in r})
+)
+def test_right_kernel_is_green(package, name):
+    """The kinds that are demanded to be red above are green for the same kernels unspoilt."""
+    target = target_of(package)
+    right = target.op.backends[right_name(target)].module
+    few = {"outputs_and_gradients", "whole_numbers", "guards", "nonfinite", "loops", "poison", "flop_count"}
+    with planted(target, right) if name not in ("thread_counts", "nonfinite") else nullcontext():
+        kind = KINDS[name]
+        for case in kind.cases(target)[: 4 if name in few else 2]:
+            for dtype in kind.dtypes:
+                for layout in kind.layouts:
+                    kind.check(target, case, dtype, layout, 1)

@@ -98,7 +98,10 @@ def inductor(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: 
 
     g = upstream(forward_shape(target, sample), seed)
     function = compiled(around(target.function(sample)), backend="inductor")
-    actual = evaluate(lambda s: call(function, s), sample, g)
+    with warnings.catch_warnings():
+        # The compiler's own modules, loaded at first use, use deprecated parts of torch.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        actual = evaluate(lambda s: call(function, s), sample, g)
     same = evaluate(lambda s: call(around(target.truth_function(sample)), s), sample, g)
     wide = sample.map(Tensor.double)
     truth = evaluate(lambda s: call(around(target.truth_function(wide)), s), wide, g.double())

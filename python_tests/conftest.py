@@ -13,6 +13,10 @@ with warnings.catch_warnings():
     # torch loads this at the first forward-mode call, and warns of its own use of torch.jit.script.
     warnings.simplefilter("ignore")
     import torch._decomp.decompositions_for_jvp
+    import torch._dynamo
+
+# Before any test patches a function of torch: the compiler's table of torch's functions is made once, by identity.
+torch._dynamo.trace_rules.get_torch_obj_rule_map()
 
 
 def pytest_addoption(parser):

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from lightkernels._core import env
+from lightkernels._core.spec import describe
 
 # In the order in which automatic choice asks, and the file beside op.py that holds each. The CPU precedes Triton, so
 # that a call on the CPU neither imports Triton nor takes its interpreter.
@@ -32,11 +33,11 @@ class BackendUnavailable(RuntimeError):
     """An explicitly chosen backend cannot run the call, or none can; the text says why."""
 
 
-def check_name(name: object) -> str:
+def check_name(name: object, where: str = "use_backend") -> str:
     if not isinstance(name, str):
-        raise TypeError(f"backend must be a string or None; got {type(name).__name__}")
+        raise TypeError(f"{where}: backend must be a string; got {describe(name)}.")
     if name not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(NAMES)}; got {name!r}")
+        raise ValueError(f"{where}: backend must be one of {', '.join(map(repr, NAMES))}; got {name!r}.")
     return name
 
 
@@ -127,7 +128,7 @@ def choose(op: str, backends: dict[str, Backend], spec: Any, want: str) -> Choic
         BackendUnavailable: with the backend's own reason, or with all reasons if no backend is left.
     """
     if want != "auto":
-        check_name(want)
+        check_name(want, op)
         if want not in backends:
             raise BackendUnavailable(f"{op}: backend {want!r} is not implemented for this operator")
         reason = backends[want].why_not(spec)

@@ -136,18 +136,18 @@ class BilinearOp(Generic[S]):
         """The public function's call: raw values as the user gave them, weights unpacked."""
         if torch.compiler.is_compiling():
             return self._through_op(x, weights, bias, raw, backend)
-        plain = type(x) in _PLAIN and (bias is None or type(bias) in _PLAIN)
+        plain = type(x) in _PLAIN and (bias is None or (type(bias) in _PLAIN and _readable(bias)))
         grad = plain and (x.requires_grad or (bias is not None and bias.requires_grad))
         key: list[Any] = [raw, backend, _forced(), _exact()]
         for w in weights:
-            if type(w) not in _PLAIN:
+            if type(w) not in _PLAIN or not _readable(w):
                 plain = False
                 break
             grad = grad or w.requires_grad
             key += (w.shape, w.dtype, w.device)
         if not plain or _functorch() or _modes() or forward_ad._current_level >= 0:
             return self._through_op(x, weights, bias, raw, backend)
-        if not (x.is_cpu or x.is_cuda) or x.layout is not torch.strided or x.is_neg() or x._is_zerotensor():
+        if not (x.is_cpu or x.is_cuda) or x.layout is not torch.strided or not _readable(x):
             return self._through_op(x, weights, bias, raw, backend)
         if _autocast() and torch.is_autocast_enabled(kind := x.device.type):
             return self._autocast(kind, x, weights, bias, raw, backend)
@@ -157,7 +157,7 @@ class BilinearOp(Generic[S]):
         plan = self._memo.get(hashable := _hashable(key))
         if plan is None:
             args = self.normalise(x, weights, bias, *raw)
-            plan = self._plan(hashable, x, self.pack(weights), bias, args, backend)
+            plan = self._plan(hashable, x, self._packed_meta(weights), bias, args, backend)
         if grad and _grad_enabled():
             out: Tensor = self.rules.eager.apply(plan, x, bias, *weights)
             return out
@@ -216,11 +216,16 @@ class BilinearOp(Generic[S]):
 
     # Behind the op: validation and choice, then the backend.
 
+    def _packed_meta(self, weights: Sequence[Tensor]) -> TensorMeta:
+        """Of the packed weight, before it is made: what is wrong is found before anything is allocated."""
+        packed = self.pack([w.to("meta") for w in weights])
+        return TensorMeta(packed.shape, packed.stride(), packed.dtype, weights[0].device)
+
     def _plan(
         self,
         key: Hashable,
         x: Tensor,
-        w: Tensor | None,
+        w: Tensor | TensorMeta | None,
         b: Tensor | None,
         args: tuple[Any, ...],
         backend: str | None,
@@ -229,10 +234,9 @@ class BilinearOp(Generic[S]):
         spec = self.spec_of(meta or TensorMeta.of(x), w, b, args)
         return self._memo.put(key, Plan(spec, args, self._choose(spec, backend)))
 
-    def spec_of(self, x: TensorMeta, w: Tensor | None, b: Tensor | None, args: tuple[Any, ...]) -> S:
-        spec: S = self.spec.of(
-            x, None if w is None else TensorMeta.of(w), None if b is None else TensorMeta.of(b), *args
-        )
+    def spec_of(self, x: TensorMeta, w: Tensor | TensorMeta | None, b: Tensor | None, args: tuple[Any, ...]) -> S:
+        weight = TensorMeta.of(w) if isinstance(w, Tensor) else w
+        spec: S = self.spec.of(x, weight, None if b is None else TensorMeta.of(b), *args)
         return spec
 
     def _choose(self, spec: S, backend: str | None) -> _backends.Choice:
@@ -336,6 +340,11 @@ class BilinearOp(Generic[S]):
 
     def _flops_bwd_w(self, g: Any, x: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
         return self._flops(x, args)
+
+
+def _readable(t: Tensor) -> bool:
+    """Whether memory holds the tensor's values: no lazy sign, no zeros without memory."""
+    return not (t.is_neg() or t._is_zerotensor())
 
 
 def _hashable(values: Sequence[Any]) -> Hashable:

@@ -206,23 +206,27 @@ def dispatch_modes(target: Target, case: Case, dtype: torch.dtype, layout: str, 
 def odd_tensors(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Negated views, zero tensors, and gradients that are either."""
     sample = target.build(case, dtype, layout, seed)
-    x, *rest = sample.tensors()
-    negated = torch.complex(torch.zeros_like(x), -x).conj().imag
-    if not negated.is_neg():
-        raise AssertionError("not a negated view")
+    x = sample.tensors()[0]
     due = target(sample)
-    assert_same_bits(target(sample.replace([negated, *rest])), due, "x a negated view")
-    for i, t in enumerate(rest):
-        view = torch.complex(torch.zeros_like(t), -t).conj().imag
-        others = [view if j == i else u for j, u in enumerate(rest)]
-        assert_same_bits(target(sample.replace([x, *others])), due, f"tensor {i + 1} a negated view")
-    zero = torch._efficientzerotensor(x.shape, dtype=dtype)
-    assert_same_bits(
-        target(sample.replace([zero, *rest])) + 0, target(sample.replace([torch.zeros_like(x), *rest])) + 0, "zero x"
-    )
+    strided = torch.complex(torch.zeros_like(x), -x).conj().imag
+    for i, t in enumerate(sample.tensors()):
+        for view in (torch._neg_view(-t), *((strided,) if i == 0 else ())):
+            if not view.is_neg():
+                raise AssertionError("not a negated view")
+            tensors = [view if j == i else u for j, u in enumerate(sample.tensors())]
+            assert_same_bits(target(sample.replace(tensors)), due, f"tensor {i} a negated view")
+            leaves = sample.replace(tensors).requires_grad()
+            (grad,) = torch.autograd.grad(target(leaves).sum(), leaves.tensors()[0])
+            plain = sample.requires_grad()
+            (expected,) = torch.autograd.grad(target(plain).sum(), plain.tensors()[0])
+            assert_same_bits(grad, expected, f"gradient with tensor {i} a negated view")
+        zero = torch._efficientzerotensor(t.shape, dtype=dtype)
+        tensors = [zero if j == i else u for j, u in enumerate(sample.tensors())]
+        dense = [torch.zeros_like(t) if j == i else u for j, u in enumerate(sample.tensors())]
+        actual, expected = target(sample.replace(tensors)), target(sample.replace(dense))
+        assert_same_bits(actual + 0, expected + 0, f"tensor {i} a zero tensor")
     g = upstream(forward_shape(target, sample), seed)
-    view = torch.complex(torch.zeros_like(g), -g).conj().imag
-    equal(evaluate(target, sample, view), evaluate(target, sample, g), "negated gradient")
+    equal(evaluate(target, sample, torch._neg_view(-g)), evaluate(target, sample, g), "negated gradient")
     none = torch._efficientzerotensor(g.shape, dtype=dtype)
     for what, t in evaluate(target, sample, none).named()[1:]:
         if bool((t != 0).any()):

@@ -94,5 +94,5 @@ def function(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: 
         TypeError: an argument of the wrong type or dtype. ValueError: a shape that does not fit.
     """
     if backend is not None:
-        backends.check_name(backend)
+        backends.check_name(backend, NAME)
     return OP(x, (weight,), bias, (), backend)

@@ -328,5 +328,5 @@ def multi_dwconv2d(
     except TypeError:
         fail_type(NAME, "weights", "be a sequence of tensors", weights)
     if backend is not None:
-        backends.check_name(backend)
+        backends.check_name(backend, NAME)
     return OP(x, branches, bias, (stride, dilations, combine, split), backend)

@@ -70,7 +70,8 @@ TYPES = [
     row(TypeError, "weights[1] must have x's dtype float32; got [4, 1, 5, 5] (float16, cpu).", weights=[W3, W5.half()]),
     row(TypeError, "bias must have x's dtype float32; got [8] (float64, cpu).", bias=B.double()),
     row(TypeError, "bias must be a tensor; got 1.0.", bias=1.0),
-    row(TypeError, f"weights must be a sequence of tensors; got [4, 1, 3, 3] {F32}. Hint: for one branch pass [weight].",
+    row(TypeError,
+        f"weights must be a sequence of tensors; got [4, 1, 3, 3] {F32}. Hint: for one branch pass [weight].",
         weights=W3),
     row(TypeError, "weights must be a sequence of tensors; got None.", weights=None),
     row(TypeError, "weights must be a sequence of tensors; got 5.", weights=5),
@@ -137,8 +138,8 @@ def test_with_gradients(error, text, args, kwargs):
     def grad(t):
         return t.detach().requires_grad_() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
 
+    listed = [grad(w) for w in weights] if isinstance(weights, list | tuple) else weights
     with pytest.raises(error, match=f"^{re.escape(text)}$"):
-        listed = [grad(w) for w in weights] if isinstance(weights, list | tuple) else weights
         multi_dwconv2d(grad(x), listed, grad(bias), **kwargs)
     with Mode(), pytest.raises(error, match=f"^{re.escape(text)}$"):
         multi_dwconv2d(x, weights, bias, **kwargs)
@@ -181,31 +182,26 @@ def test_dispatcher_ops():
     values = ([3, 5], [4, 4], [1, 1], [1, 1], "concat", False)
     packed = torch.cat([W3.flatten(), W5.flatten()])
     y = op.multi_dwconv2d(X, packed, None, *values)
-    for call, text in (
-        (lambda: op.multi_dwconv2d(X, packed[:-1], None, *values), f"weight must be packed, of shape [136]; got [135] {F32}."),
-        (lambda: op.multi_dwconv2d(X[0], packed, None, *values), f"x must have 4 dimensions [N, C, H, W]; got [4, 5, 6] {F32}."),
-        (lambda: op.multi_dwconv2d_bwd_w(y[:, :4], X, *values), f"g must have the output's shape [2, 8, 5, 6]; got [2, 4, 5, 6] {F32}."),
-        (
-            lambda: op.multi_dwconv2d_bwd_x(y[..., :-1], packed, list(X.shape), False, *values),
-            f"g must have the output's shape [2, 8, 5, 6]; got [2, 8, 5, 5] {F32}.",
-        ),
-    ):  # fmt: skip
+    size = "g must have the output's shape [2, 8, 5, 6]; got"
+    rows = [
+        (op.multi_dwconv2d, (X, packed[:-1], None), f"weight must be packed, of shape [136]; got [135] {F32}."),
+        (op.multi_dwconv2d, (X[0], packed, None), f"x must have 4 dimensions [N, C, H, W]; got [4, 5, 6] {F32}."),
+        (op.multi_dwconv2d_bwd_w, (y[:, :4], X), f"{size} [2, 4, 5, 6] {F32}."),
+        (op.multi_dwconv2d_bwd_x, (y[..., :-1], packed, list(X.shape), False), f"{size} [2, 8, 5, 5] {F32}."),
+    ]
+    for call, args, text in rows:
         with pytest.raises(ValueError, match=f"^{re.escape('multi_dwconv2d: ' + text)}$"):
-            call()
+            call(*args, *values)
 
 
 def test_use_backend():
     names = "'auto', 'cuda', 'cpu', 'triton', 'torch', 'reference'"
-    with (
-        pytest.raises(ValueError, match=f"^use_backend: backend must be one of {names}; got 'gpu'.$"),
-        lightkernels.use_backend("gpu"),
+    for error, name, text in (
+        (ValueError, "gpu", f"use_backend: backend must be one of {names}; got 'gpu'."),
+        (TypeError, None, "use_backend: backend must be a string; got None."),
     ):
-        pass
-    with (
-        pytest.raises(TypeError, match=r"^use_backend: backend must be a string; got None\.$"),
-        lightkernels.use_backend(None),
-    ):
-        pass
+        with pytest.raises(error, match=f"^{re.escape(text)}$"), lightkernels.use_backend(name):
+            pass
 
 
 def test_explain():

@@ -57,6 +57,10 @@ struct Conv {
   bool input, past;  // past: outputs go past the caches
 
   bool direct() const { return !past && sizeof(T) == sizeof(A) && (!input || p.stride_w == 1); }
+  bool far() const {
+    const i64 all = p.n * (p.c * p.h * p.w + p.c_out * p.ho * p.wo), size = static_cast<i64>(sizeof(T));
+    return p.h * p.w * size >= kFarPlane || all * size >= kFarBytes;
+  }
   i64 slots_size() const { return cut.batch * plan.sources.size * cut.frame.size; }
   i64 sums_size() const { return cut.batch * 8 * cut.pitch; }
   i64 out_size() const { return direct() ? 0 : cut.batch * cut.rows * cut.pitch; }
@@ -75,7 +79,7 @@ struct Conv {
       for (i64 c = u.c0; c < u.c1; ++c) {
         const bool turn = c + 1 == u.c1;  // then the next maps are those of other images
         const Step at{n, smaller(n + cut.batch, u.n1), c, u.region, turn ? cut.batch : 0, turn ? u.c0 - c : 1};
-        const bool more = !turn || at.n1 < u.n1;
+        const bool more = far() && (!turn || at.n1 < u.n1);
         for (i64 s = 0; s < plan.sources.size; ++s) read(s, at, more, memory);
         for (i64 o = 0; o < plan.outputs.size; ++o) write(o, at, more, memory, weights + (c - u.c0) * plan.weights);
       }

@@ -137,17 +137,16 @@ LK_HOT void narrow(T* p, V v) {
 
 #pragma GCC diagnostic pop
 
-// The cache line at p will be wanted.
-LK_HOT void touch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// The cache lines of these rows will be wanted in the second-level cache.
 template <class T>
-LK_HOT void touch_rows(const T* p, i64 rows, i64 row, i64 n) {
+void touch_rows(const T* p, i64 rows, i64 row, i64 n) {
   constexpr i64 line = 64 / static_cast<i64>(sizeof(T));
   if (row == n) {
     n *= rows;
     rows = 1;
   }
   for (i64 i = 0; i < rows; ++i, p += row)
-    for (i64 j = 0; j < n; j += line) touch(p + j);
+    for (i64 j = 0; j < n; j += line) __builtin_prefetch(p + j, 0, 2);
 }
 
 // Rows of n elements, n >= N, in steps of N; the last step moves back to end with the row.

@@ -65,7 +65,10 @@ struct ConvTile {
 template <int L, class A>
 __attribute__((noinline)) void put_tile(const ConvTile<A>& t, const A* sums, A* y, i64 n) {
   using V = Vector<A, L* static_cast<int>(sizeof(A))>;
-  for (int r = 0; r < t.rows; ++r) put_some(y + r * t.y_row, get<V>(sums + r * L), static_cast<int>(n));
+  int r = 0;
+  if (t.y_row == n && 2 * n >= L)  // what a row writes too much, the next one, stored later, writes over
+    for (; r < t.rows - 1; ++r, y += n) put(y, get<V>(sums + r * L));
+  for (; r < t.rows; ++r, y += t.y_row) put_some(y, get<V>(sums + r * L), static_cast<int>(n));
 }
 
 // One part over columns [j0, j1) of a tile. The last vector moves back to end at j1, where it fits.

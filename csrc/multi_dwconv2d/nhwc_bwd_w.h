@@ -9,7 +9,7 @@ namespace {
 namespace nhwc {
 
 constexpr i64 kFlush = 1024;
-constexpr int kGatherLines = 4;   // cache lines of channels in a block
+constexpr int kGatherLines = 8;   // cache lines of channels in a block
 constexpr int kGatherUnits = 32;  // pieces of work wanted
 constexpr i64 kPartBytes = 2 << 20;
 

@@ -6,7 +6,7 @@ namespace {
 namespace nhwc {
 
 constexpr std::size_t kThreadBytes = 1u << 20;  // scratch of one thread
-constexpr i64 kRowsGrain = 64;                  // pixels of a row, or of several short rows, computed at once
+constexpr i64 kRowsGrain = 128;                 // pixels of a row, or of several short rows, computed at once
 constexpr i64 kRingBytes = 512 << 10;           // of which staged rows at most
 constexpr i64 kWeightBytes = 320 << 10;         // and packed weights of one channel block
 

@@ -13,6 +13,11 @@ constexpr int kGatherLines = 8;   // cache lines of channels in a block
 constexpr int kGatherUnits = 32;  // pieces of work wanted
 constexpr i64 kPartBytes = 2 << 20;
 
+// Runs of one kind whose sums are in registers together, and the staged grid rows that meet the image in any of them.
+struct Block {
+  int kind, run, runs, from, to;
+};
+
 template <class T>
 struct WeightGrad {
   using A = Acc<T>;
@@ -27,6 +32,8 @@ struct WeightGrad {
   Stage<T> stage;
   A *sums, *rows, *zeros, *cells;
   const A** lines;
+  Block* block;  // of the current pass
+  int pass_blocks;
   Stream* streams;
 
   i64 block_channels() const { return static_cast<i64>(r.vecs) * V; }
@@ -41,6 +48,7 @@ struct WeightGrad {
     rows = a.take<A>(r.rows * grad_row());
     zeros = a.take<A>(r.row);
     cells = a.take<A>(taps * V);
+    block = a.take<Block>(g.runs);
     lines = a.take<const A*>(line_count());
     streams = a.take<Stream>(r.rows * (g.in_step_h * g.in_step_w + 1));
   }
@@ -68,49 +76,50 @@ struct WeightGrad {
         for (i64 c = 0; c < g.in_step_w; ++c)
           add(xi, g.in, (i + count - 1) * g.in_step_h + g.plane[0].hi + 1 + d, g.in_h, j0 * g.in_step_w + c,
               g.in_step_w);
-    int blocks_of_pass = 0;
-    for (int k = 0; k < kRunKinds; ++k) blocks_of_pass += (s.count[k] + kMostRuns[k] - 1) / kMostRuns[k];
-    const int slots = blocks_of_pass * count * kBlockVecs<T>;
-    h.rate = slots ? (4 + slots - 1) / slots : 0;
+    h.rate = 1;
     return h;
   }
 
+  // Grid rows i + d, 0 <= d < count, whose tap in this kernel row lies in the image: 0 <= (i + d) * step + dr < height.
+  void rows_of(const Run& t, i64 i, int count, int* from, int* to) const {
+    int lo = 0, hi = count;
+    while (lo < hi && (i + lo) * g.in_step_h + t.dr < 0) ++lo;
+    while (hi > lo && (i + hi - 1) * g.in_step_h + t.dr >= g.in_h) --hi;
+    *from = lo, *to = hi;
+  }
+
+  void cut_blocks(const Pass& s, i64 i, int count) {
+    pass_blocks = 0;
+    int e = s.run;
+    for (int kind = 0; kind < kRunKinds; ++kind) {
+      int left = s.count[kind], pieces = (left + kMostRuns[kind] - 1) / kMostRuns[kind];
+      for (; left > 0; --pieces) {
+        Block b{kind, e, (left + pieces - 1) / pieces, count, 0};
+        for (int k = 0; k < b.runs; ++k) {
+          int from, to;
+          rows_of(g.run[e + k], i, count, &from, &to);
+          if (from == to) continue;
+          b.from = imin(b.from, from);
+          b.to = imax(b.to, to);
+        }
+        e += b.runs;
+        left -= b.runs;
+        if (b.from < b.to) block[pass_blocks++] = b;
+      }
+    }
+  }
+
   void pass_rows(const T* xi, const T* gi, const Pass& s, i64 i, i64 j0, int count, i64 n, i64 channels) {
+    cut_blocks(s, i, count);
     Ahead h{};
     for (i64 v = 0; v * V < channels; ++v) {
       if (v % kBlockVecs<T> == 0) h = ahead(xi + v * V, gi + v * V, s, i, j0, count, n);
-      A* own = sums + v * g.slots * V;
-      for (int e = s.run; e < s.run + s.runs;) {
-        const int kind = g.run[e].kind;
-        int same = 1;
-        while (e + same < s.run + s.runs && g.run[e + same].kind == kind) ++same;
-        int blocks_left = (same + kMostRuns[kind] - 1) / kMostRuns[kind];
-        for (; same > 0; --blocks_left) {
-          const int runs = (same + blocks_left - 1) / blocks_left;
-          int row[8];
-          i64 at[8];
-          A* sum[8];
-          i64 lo = count, hi = 0;
-          for (int b = 0; b < runs; ++b) {
-            const Run& t = g.run[e + b];
-            row[b] = t.row;
-            at[b] = t.x;
-            sum[b] = own + t.w;
-            // Grid rows i + d whose tap lies in the image: 0 <= (i + d) * step + dr < height.
-            const i64 step = g.in_step_h, first = -t.dr - i * step, end = g.in_h - t.dr - i * step;
-            const i64 a = first > 0 ? (first + step - 1) / step : 0, z = end > 0 ? (end + step - 1) / step : 0;
-            if (a < lo) lo = a;
-            if (z > hi) hi = z;
-          }
-          if (hi > count) hi = count;
-          if (lo < hi)
-            gather_block<A>(kind, runs,
-                            {lines, row, at, sum, rows + v * r.panel * V, v * r.vec, grad_row(), g.in_step_h,
-                             static_cast<int>(lo), static_cast<int>(hi), n},
-                            h);
-          e += runs;
-          same -= runs;
-        }
+      for (int k = 0; k < pass_blocks; ++k) {
+        const Block& b = block[k];
+        gather_block<A>(b.kind, b.runs,
+                        {lines, v * r.vec, g.in_step_h, g.run + b.run, sums + v * g.slots * V, rows + v * r.panel * V,
+                         grad_row(), n, b.from, b.to},
+                        h);
       }
     }
   }
@@ -221,9 +230,9 @@ bool bwd_w_group(const Params& p, int first, int branches, const T* grad, const 
   A* all = plan.take<A>(parts);
   build(p, g, kLongestGather);
   const Ring<A> r = rows_ring<T>(g, vecs);
-  const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr};
-  const WeightGrad<T> w{p,      g,     r,       grad,    x,       gw,      all,     blocks,
-                        groups, stage, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr, false};
+  const WeightGrad<T> w{p,     g,       r,       grad,    x,       gw,      all,     blocks, groups,
+                        stage, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0,      nullptr};
   WeightGrad<T> measure = w;
   Arena fixed{nullptr, 0};
   measure.take(fixed);
@@ -236,6 +245,7 @@ bool bwd_w_group(const Params& p, int first, int branches, const T* grad, const 
       Arena own{memory + plan.used + t * kThreadBytes, 0};
       WeightGrad<T> mine = w;
       mine.take(own);
+      mine.stage.prepare();
       for (i64 u = units * t / threads; u < units * (t + 1) / threads; ++u) mine.unit(u % blocks, u / blocks);
     }
 #pragma omp for schedule(static)

@@ -24,6 +24,8 @@ struct Conv {
   bool past;  // whether full lines bypass the caches
   Stage<T> stage;
   A *packed, *line;
+  i64* columns;  // of each pass in the current panel
+  Split* split;
   RunAt<A>* active;
   int (*count)[kRunKinds];
   Stream* streams;
@@ -36,6 +38,8 @@ struct Conv {
     active = a.take<RunAt<A>>(r.rows * g.runs);
     count = a.take<int[kRunKinds]>(r.rows * g.passes);
     streams = a.take<Stream>(g.planes * g.in_step_h);
+    columns = a.take<i64>(g.passes);
+    split = a.take<Split>(g.passes);
     line = a.take<A>(r.panel * V * kBlockVecs<T>);
     ready = a.take<char>(chunk);
     packed = a.take<A>(chunk * packed_elements());
@@ -81,27 +85,17 @@ struct Conv {
   }
 
   // What the next rows will stage in place of those that grid row i needed last; past the image, the next unit's.
-  Ahead ahead(const T* from, i64 next_unit, i64 i, i64 j0, int rows, i64 runs) {
-    Ahead h{streams, 0, 0, 0, 0};
-    i64 first = j0 * g.in_step_w + g.lo_c, last = first + r.class_cols * g.in_step_w;
-    first = first < 0 ? 0 : first;
-    last = last > g.in_w ? g.in_w : last;
+  Ahead ahead(const T* from, i64 next_unit, i64 i, int rows, i64 first, i64 pixels, int rate) {
+    Ahead h{streams, 0, rate, 0, pixels};
     for (int q = 0; q < g.planes; ++q)
       for (i64 k = 1; k <= g.in_step_h; ++k) {
-        i64 row = (i + rows - 1) * g.in_step_h + g.plane[q].hi + k;
+        const i64 row = (i + rows - 1) * g.in_step_h + g.plane[q].hi + k;
         if (row < 0 || row >= 2 * g.in_h) continue;
         const T* p = from + g.plane[q].channel + first * g.in.w;
         p += row < g.in_h ? row * g.in.h : next_unit + (row - g.in_h) * g.in.h;
         streams[h.streams++] = {reinterpret_cast<const char*>(p), g.in.w * static_cast<i64>(sizeof(T))};
       }
-    h.pixels = last - first;
-    h.rate = runs > 0 ? static_cast<int>((last - first + runs - 1) / runs) : 0;
     return h;
-  }
-
-  i64 columns(const Pass& s, i64 j0) const {
-    const i64 n = (g.out_w - s.col0 + g.out_step_w - 1) / g.out_step_w - j0;
-    return n < r.panel ? n : r.panel;
   }
 
   // One line of channels of one grid row.
@@ -110,7 +104,7 @@ struct Conv {
     const i64 w0 = weights - packed;
     for (int k = 0; k < g.passes; ++k) {
       const Pass& s = g.pass[k];
-      const i64 y = i * g.out_step_h + s.row0, n = columns(s, j0), step = g.out.w * g.out_step_w;
+      const i64 y = i * g.out_step_h + s.row0, n = columns[k], step = g.out.w * g.out_step_w;
       if (y >= g.out_h || n <= 0) continue;
       T* to = image + y * g.out.h + (j0 * g.out_step_w + s.col0) * g.out.w + s.channel + c0 + v0 * V;
       const i64 left = channels - v0 * V;
@@ -122,13 +116,13 @@ struct Conv {
         if constexpr (sizeof(T) == sizeof(A)) {
           if (whole && (L == 1 || !streaming)) {
             tile.stream = streaming;
-            conv_row<A>(tile, v * r.vec, to, n, ahead);
+            conv_row<A>(tile, v * r.vec, to, split[k], ahead);
             continue;
           }
         }
         A* part = line + (v - v0) * n * V;
         tile.out_step = V;
-        conv_row<A>(tile, v * r.vec, part, n, ahead);
+        conv_row<A>(tile, v * r.vec, part, split[k], ahead);
         if (streaming) continue;
         if (whole)
           for (i64 j = 0; j < n; ++j) vstore(to + j * step, vload(part + j * V));
@@ -150,15 +144,24 @@ struct Conv {
     for (i64 j0 = 0; j0 < g.cols; j0 += r.panel) {
       stage.start(i0);
       i64 runs = 0;
-      for (int k = 0; k < g.passes; ++k)
-        runs += (columns(g.pass[k], j0) + kTile - 1) / kTile * g.pass[k].runs * kBlockVecs<T>;
+      for (int k = 0; k < g.passes; ++k) {
+        const Pass& s = g.pass[k];
+        const i64 n = (g.out_w - s.col0 + g.out_step_w - 1) / g.out_step_w - j0;
+        columns[k] = n < r.panel ? n : r.panel;
+        split[k] = split_columns(columns[k]);
+        runs += (split[k].narrow_tiles + split[k].wide_tiles) * s.runs * kBlockVecs<T>;
+      }
+      const i64 edge = j0 * g.in_step_w + g.lo_c, first = edge < 0 ? 0 : edge;
+      i64 pixels = edge + r.class_cols * g.in_step_w;
+      pixels = (pixels < g.in_w ? pixels : g.in_w) - first;
+      const int rate = runs && pixels > 0 ? static_cast<int>((pixels + runs - 1) / runs) : 0;
       for (i64 i = i0; i < i1; i += r.rows, stage.advance(r.rows)) {
         const int rows = imin(r.rows, i1 - i);
         stage.fill(from + c0, i + rows - 1, j0, channels);
         for (int d = 0; d < rows; ++d) resolve(i + d, d);
         for (int v = 0; v * V < channels; v += kBlockVecs<T>)
           for (int d = 0; d < rows; ++d) {
-            Ahead h = ahead(from + c0 + v * V, next_unit, i + d, j0, rows, runs);
+            Ahead h = ahead(from + c0 + v * V, next_unit, i + d, rows, first, pixels, rate);
             compute(i + d, j0, d, v, c0, channels, weights, to, h);
           }
       }
@@ -167,6 +170,7 @@ struct Conv {
 
   // Units [from, to) of blocks [b0, b1); the blocks of an image follow each other, so that it stays in cache.
   void work(const Cut& cut, i64 b0, i64 b1, i64 from, i64 to) {
+    stage.prepare();
     for (i64 b = b0; b < b1; ++b) ready[b - b0] = 0;
     for (i64 u = from; u < to; ++u) {
       const i64 strip = u % cut.strips, b = u / cut.strips % (b1 - b0), n = u / cut.strips / (b1 - b0);
@@ -211,9 +215,9 @@ bool conv_group(const Params& p, bool backward, int first, int branches, const T
   Cut cut;
   cut.blocks = (g.channels + vecs * kLanes<A> - 1) / (vecs * kLanes<A>);
   cut.strips = 1;
-  const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr};
-  Conv<T> c{p,     g,       r,       src,     w,       bias,    dst,    past_caches<T>(p, g, dst),
-            stage, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr, false};
+  Conv<T> c{p,       g,       r,       src,     w,       bias,    dst,    past_caches<T>(p, g, dst), stage, nullptr,
+            nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   Arena fixed{nullptr, 0};
   c.take(fixed, 0);
   const i64 block_bytes = c.packed_elements() * static_cast<i64>(sizeof(A)) + 64;

@@ -17,14 +17,13 @@ constexpr int columns_at_once(int sums) { return sums > 10 ? 2 : 4; }
 
 template <class A>
 struct Gather {
-  const A* const* lines;      // staged rows by kernel row; zeros where the image ends
-  const int* row;             // kernel row of each run
-  const i64* x;               // offset of each run's first tap into a line
-  A* const* sum;              // of each run
-  const A* g;                 // gradient of the first grid row
-  i64 offset, g_row, step_h;  // added to every line; elements from one gradient row to the next; grid row in lines
-  int from, to;               // grid rows
-  i64 columns;
+  const A* const* lines;  // staged rows by kernel row; zeros where the image ends
+  i64 offset, step_h;     // added to every line; lines from one grid row to the next
+  const Run* run;         // of the block
+  A* sums;                // by slot
+  const A* g;             // gradient of the first grid row
+  i64 g_row, columns;     // elements from one gradient row to the next; columns of it
+  int from, to;           // grid rows
 };
 
 template <int RB, int L, int TJ, class A>
@@ -59,11 +58,11 @@ __attribute__((noinline)) void gather(const Gather<A>& a, Ahead& ahead) {
     const A* g = a.g + d * a.g_row;
     const A* x[RB];
 #pragma GCC unroll 16
-    for (int b = 0; b < RB; ++b) x[b] = a.lines[a.row[b] + d * a.step_h] + a.offset + a.x[b];
-    const int rate = ahead.turn();
+    for (int b = 0; b < RB; ++b) x[b] = a.lines[a.run[b].row + d * a.step_h] + a.offset + a.run[b].x;
     i64 j = 0;
+    const int rate = ahead.turn();
     for (; j + TJ <= n; j += TJ) {
-      ahead.fetch(rate);
+      if (rate) ahead.fetch(rate);
       gather_columns<RB, L, TJ>(acc, x, g, j);
     }
     if constexpr (TJ > 2) {
@@ -77,7 +76,10 @@ __attribute__((noinline)) void gather(const Gather<A>& a, Ahead& ahead) {
 #pragma GCC unroll 16
   for (int b = 0; b < RB; ++b)
 #pragma GCC unroll 16
-    for (int l = 0; l < L; ++l) vstore(a.sum[b] + l * V, vload(a.sum[b] + l * V) + acc[b][l]);
+    for (int l = 0; l < L; ++l) {
+      A* sum = a.sums + a.run[b].w + l * V;
+      vstore(sum, vload(sum) + acc[b][l]);
+    }
 }
 
 template <class A, int KIND, int RB = kMostRuns[KIND]>

@@ -20,12 +20,6 @@ struct Arena {
   }
 };
 
-struct Run {
-  int plane, row, kind;  // row: kernel row counted from the plane's first
-  int dr, dc, slot;      // row and column offset of the first tap, its weight
-  i64 x, w;              // the same, as offsets into a staged row and into packed weights
-};
-
 // packed[slot] += weight[branch][cell]. More than one term on a slot merges branches, more than one slot with the
 // same (branch, cell) means that several outputs use that weight.
 struct Term {

@@ -91,10 +91,11 @@ Ring<Acc<T>> fit_ring(Plan& g, i64 units, int threads) {
   return rows_ring<T>(g, imin(need, (lines + blocks - 1) / blocks * line));
 }
 
-// One image row, `src` at its column 0, into a staged row whose first column is image column q0.
+// One image row, `src` at its column 0, into a staged row whose first column is image column q0. With `pads` the
+// columns outside the image are written too.
 template <class T>
 void stage_row(const T* src, i64 step, i64 width, i64 q0, i64 classes, i64 class_cols, Acc<T>* dst, i64 vec,
-               i64 channels) {
+               i64 channels, bool pads) {
   constexpr int V = kLanes<Acc<T>>;
   const int vecs = static_cast<int>((channels + V - 1) / V);
   for (i64 c = 0; c < classes; ++c, dst += class_cols * V) {
@@ -104,10 +105,10 @@ void stage_row(const T* src, i64 step, i64 width, i64 q0, i64 classes, i64 class
     if (lo > class_cols) lo = class_cols;
     if (hi > class_cols) hi = class_cols;
     if (hi < lo) hi = lo;
-    zero_pixels(dst, vec, lo, vecs);
+    if (pads) zero_pixels(dst, vec, lo, vecs);
     if (hi > lo)
       copy_pixels<T>(src + (first + lo * classes) * step, classes * step, dst + lo * V, vec, hi - lo, channels);
-    zero_pixels(dst + hi * V, vec, class_cols - hi, vecs);
+    if (pads) zero_pixels(dst + hi * V, vec, class_cols - hi, vecs);
   }
 }
 
@@ -117,10 +118,11 @@ struct Stage {
   using A = Acc<T>;
   const Plan& g;
   const Ring<A>& r;
-  A* rows;    // all rings
-  A** base;   // of each plane's ring
-  i64* next;  // first row not yet staged
-  int* slot;  // ring slot of kernel row 0 at the current grid row
+  A* rows;      // all rings
+  A** base;     // of each plane's ring
+  i64* next;    // first row not yet staged
+  int* slot;    // ring slot of kernel row 0 at the current grid row
+  bool panels;  // else all rows end at the same columns, and the zeros there are written once
 
   void take(Arena& a) {
     rows = a.take<A>(ring_elements(g, r));
@@ -134,6 +136,11 @@ struct Stage {
     }
   }
 
+  void prepare() {
+    panels = r.panel < g.cols;
+    if (!panels)
+      for (i64 i = 0, n = ring_elements(g, r); i < n; i += kLanes<A>) vstore(rows + i, Vec<A>{});
+  }
   void start(i64 i) {
     for (int q = 0; q < g.planes; ++q) {
       const i64 row = i * g.in_step_h + g.plane[q].lo;
@@ -151,7 +158,7 @@ struct Stage {
       for (; next[q] <= last; ++next[q]) {
         const i64 row = next[q];
         stage_row<T>(src + f.channel + row * g.in.h, g.in.w, g.in_w, j0 * g.in_step_w + g.lo_c, g.in_step_w,
-                     r.class_cols, base[q] + row % f.ring * r.row, r.vec, channels);
+                     r.class_cols, base[q] + row % f.ring * r.row, r.vec, channels, panels);
       }
     }
   }

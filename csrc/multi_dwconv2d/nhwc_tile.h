@@ -25,6 +25,12 @@ inline int piece(int n, int longest) {
 }
 inline int run_kind(int length) { return length == 7 ? 0 : 6 - length; }
 
+struct Run {
+  int plane, row, kind;  // row: kernel row counted from the plane's first
+  int dr, dc, slot;      // row and column offset of the first tap, its weight
+  i64 x, w;              // the same, as offsets into a staged row and into packed weights
+};
+
 template <class A>
 struct RunAt {
   const A* x;  // pixel that meets the first tap at output column 0
@@ -61,10 +67,18 @@ struct Ahead {
 
   LK_INLINE int turn() const { return done < pixels ? rate : 0; }
   LK_INLINE void fetch(int n) {
-    for (; n > 0; --n, ++done)
-      for (int q = 0; q < streams; ++q) {
-        __builtin_prefetch(from[q].at, 0, 2);
-        from[q].at += from[q].step;
+    if (n == 0) return;
+    done += n;
+    if (streams == 1) {
+      const char* at = from->at;
+      for (const i64 step = from->step; n > 0; --n, at += step) __builtin_prefetch(at, 0, 2);
+      from->at = at;
+      return;
+    }
+    for (; n > 0; --n)
+      for (Stream *s = from, *end = from + streams; s != end; ++s) {
+        __builtin_prefetch(s->at, 0, 2);
+        s->at += s->step;
       }
   }
 };
@@ -112,8 +126,17 @@ void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles, Ahead& ahead) {
 }
 
 // Columns split into tiles as equal as can be: 14 columns are 7 + 7, not 8 + 6.
+struct Split {
+  int narrow, narrow_tiles, wide_tiles;  // wide: one column more
+};
+inline Split split_columns(i64 columns) {
+  if (columns <= 0) return {0, 0, 0};
+  const int n = static_cast<int>(columns), tiles = (n + kTile - 1) / kTile;
+  return {n / tiles, tiles - n % tiles, n % tiles};
+}
+
 template <class A>
-void conv_row(const Tile<A>& a, i64 x0, A* out, i64 columns, Ahead& ahead) {
+void conv_row(const Tile<A>& a, i64 x0, A* out, const Split& s, Ahead& ahead) {
   using Fn = void (*)(const Tile<A>&, i64, A*, int, Ahead&);
 #define LK_T(n) conv_tiles<A, n>
 #if defined(__AVX512F__)
@@ -123,15 +146,13 @@ void conv_row(const Tile<A>& a, i64 x0, A* out, i64 columns, Ahead& ahead) {
   static constexpr Fn fn[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
 #endif
 #undef LK_T
-  const i64 tiles = (columns + kTile - 1) / kTile;
-  if (tiles == 0) return;
-  const i64 narrow = columns / tiles, wide_tiles = columns % tiles;
-  if (wide_tiles) {
-    fn[narrow + 1](a, x0, out, static_cast<int>(wide_tiles), ahead);
-    x0 += wide_tiles * (narrow + 1) * kLanes<A>;
-    out += wide_tiles * (narrow + 1) * a.out_step;
+  if (s.wide_tiles) {
+    fn[s.narrow + 1](a, x0, out, s.wide_tiles, ahead);
+    const i64 done = s.wide_tiles * (s.narrow + 1);
+    x0 += done * kLanes<A>;
+    out += done * a.out_step;
   }
-  fn[narrow](a, x0, out, static_cast<int>(tiles - wide_tiles), ahead);
+  fn[s.narrow](a, x0, out, s.narrow_tiles, ahead);
 }
 
 }  // namespace nhwc

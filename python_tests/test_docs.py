@@ -1,0 +1,69 @@
+"""What the documentation shows runs, and what it links to exists."""
+
+import doctest
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lightkernels
+from lightkernels import functional
+
+ROOT = Path(__file__).parents[1]
+NAMES = {
+    "torch": torch,
+    "F": F,
+    "lightkernels": lightkernels,
+    **{n: getattr(functional, n) for n in functional.__all__},
+}
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+
+
+def two_branches():
+    """Tensors and values that the "Equivalent to" of multi_dwconv2d speaks of."""
+    weights = [torch.randn(4, 1, k, k) for k in (3, 5)]
+    return {"x": torch.randn(2, 4, 9, 8), "weights": weights, "stride": 2, "dilations": (2, 1)}
+
+
+ARGUMENTS = {"multi_dwconv2d": two_branches}
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_examples_of_functions(name):
+    (test,) = doctest.DocTestFinder(recurse=False).find(
+        getattr(functional, name), name, module=False, globs=dict(NAMES)
+    )
+    result = doctest.DocTestRunner().run(test)
+    assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_functions_equal_what_they_say(name):
+    function, arguments = getattr(functional, name), ARGUMENTS[name]()
+    (code,) = re.findall(r"^ *Equivalent to::\n\n(.*?)\n\n", function.__doc__, re.S | re.M)
+    torch.testing.assert_close(function(**arguments), eval(textwrap.dedent(code), {**NAMES, **arguments}))
+
+
+def test_readme():
+    blocks = re.findall(r"(Equivalent to:\n\n)?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    names = {"F": F}
+    compared = 0
+    for equivalent, code in blocks:
+        if equivalent:
+            torch.testing.assert_close(names["y"], eval(code, names))
+            compared += 1
+        else:
+            exec(code, names)
+    assert compared == 1 and len(blocks) >= 2
+    assert all(w.grad is not None for w in names["weights"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    files = [link.partition("#")[0] for link in links if not re.match(r"\w+:|#", link)]
+    assert page.name != "README.md" or page.parent != ROOT or "docs/environment.md" in files
+    assert [file for file in files if not (page.parent / file).exists()] == []

@@ -242,8 +242,10 @@ def flop_count(target: Target, case: Case, dtype: torch.dtype, layout: str, seed
     forward = counter.get_total_flops()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         target.truth(sample)
-    if forward != counter.get_total_flops():
-        raise AssertionError(f"{forward} FLOPs counted, {counter.get_total_flops()} for the reference's own calls")
+    due = counter.get_total_flops()
+    uncounted = due == 0 and forward > 0 and sample.args[0].numel() > 0  # elementwise calls, unknown to torch
+    if forward != due and not uncounted:
+        raise AssertionError(f"{forward} FLOPs counted, {due} for the reference's own calls")
     with FlopCounterMode(display=False) as counter:
         target(sample).sum().backward()
     if counter.get_total_flops() != 3 * forward:

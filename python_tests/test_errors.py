@@ -209,3 +209,24 @@ def test_explain():
         lightkernels.explain("conv9d", X)
     with pytest.raises(ValueError, match="at least one branch"):
         lightkernels.explain("multi_dwconv2d", X, [])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stride": 1.0},
+        {"stride": True},
+        {"stride": (1.0, 1)},
+        {"dilations": True},
+        {"dilations": (1.0,)},
+        {"split": 0},
+    ],
+    ids=str,
+)
+def test_a_remembered_plan_lets_no_wrong_type_pass(wrong):
+    """1.0 and True are equal to 1 and hash alike, so the plan of a good call would be found for them."""
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3)
+    for good in ({}, {"stride": (1, 1)}, {"dilations": (1,)}):
+        lightkernels.multi_dwconv2d(x, [w], **good)
+    with pytest.raises(TypeError, match=f"{next(iter(wrong))} must be"):
+        lightkernels.multi_dwconv2d(x, [w], **wrong)

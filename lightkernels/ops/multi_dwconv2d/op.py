@@ -219,18 +219,33 @@ def _normalise(
         require_tensor(NAME, "bias", bias)
         assert isinstance(bias, Tensor)
         _match(x, bias, "bias")
-    if isinstance(dilations, int) and not isinstance(dilations, bool):
-        dilations = [dilations] * len(weights)
-    ints = isinstance(dilations, tuple | list)
-    if not ints or not all(isinstance(d, int) and not isinstance(d, bool) for d in dilations):  # type: ignore[attr-defined]
-        fail_type(NAME, "dilations", "be an int or one int a branch", dilations)
+    steps, rates = _check_values(stride, dilations, split)
     if not isinstance(combine, str):
         fail_type(NAME, "combine", "be a string", combine)
-    if not isinstance(split, bool):
-        fail_type(NAME, "split", "be a bool", split)
     kernels = [w.shape[3] for w in weights]
     channels = [w.shape[0] for w in weights]
-    return (kernels, channels, list(pair(NAME, "stride", stride)), list(dilations), combine, split)  # type: ignore[call-overload]
+    return (
+        kernels,
+        channels,
+        list(steps),
+        rates if not _is_int(dilations) else [dilations] * len(weights),
+        combine,
+        split,
+    )
+
+
+def _check_values(stride: object, dilations: object, split: object) -> tuple[Pair, list[int]]:
+    """Stride as a pair, and dilations as a list, empty where one int stands for all branches."""
+    rates = [] if _is_int(dilations) else dilations
+    if not isinstance(rates, tuple | list) or not all(map(_is_int, rates)):
+        fail_type(NAME, "dilations", "be an int or one int a branch", dilations)
+    if not isinstance(split, bool):
+        fail_type(NAME, "split", "be a bool", split)
+    return pair(NAME, "stride", stride), list(rates)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _match(x: Tensor, other: Tensor, arg: str) -> None:
@@ -329,4 +344,7 @@ def multi_dwconv2d(
         fail_type(NAME, "weights", "be a sequence of tensors", weights)
     if backend is not None:
         backends.check_name(backend, NAME)
+    if type(stride) is not int or type(dilations) is not int or type(split) is not bool:
+        # Here, not behind the memo of plans: 1.0 and True find the plan of 1.
+        _check_values(stride, dilations, split)
     return OP(x, branches, bias, (stride, dilations, combine, split), backend)

@@ -332,6 +332,8 @@ def poisoned() -> Iterator[None]:
 
         return filled
 
+    # torch remembers, at the first use of a device context, which functions make tensors: the true ones, by now.
+    torch.utils._device._device_constructors()
     with _patched(wrap):
         yield
 
@@ -344,6 +346,7 @@ def guarded(offset: int = 0) -> Iterator[list[Embedded]]:
         AssertionError: on leaving, if a guard was written.
     """
     made: list[Embedded] = []
+    torch.utils._device._device_constructors()
 
     def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def held(*args: Any, **kwargs: Any) -> Tensor:

@@ -33,5 +33,6 @@ def environment(**variables: str) -> dict[str, str]:
 def command(*args: str, hidden: Sequence[str] = (), **variables: str) -> subprocess.CompletedProcess[str]:
     """``lightkernels ARGS``; the packages ``hidden`` cannot be imported there."""
     start = ["-c", _HIDE.format(hidden=list(hidden), args=list(args))] if hidden else ["-m", "lightkernels", *args]
-    run = [sys.executable, *start]
-    return subprocess.run(run, capture_output=True, text=True, timeout=300, env=environment(**variables), check=False)
+    # In the folder of the package under test: the current folder comes first on the path, and may hold another copy.
+    options = {"cwd": PACKAGE_ROOT, "env": environment(**variables), "timeout": 300}
+    return subprocess.run([sys.executable, *start], capture_output=True, text=True, check=False, **options)

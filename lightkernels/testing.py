@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _device
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightkernels._core.spec import dense_stride, layout_of
@@ -333,7 +334,7 @@ def poisoned() -> Iterator[None]:
         return filled
 
     # torch remembers, at the first use of a device context, which functions make tensors: the true ones, by now.
-    torch.utils._device._device_constructors()
+    _device._device_constructors()
     with _patched(wrap):
         yield
 
@@ -346,7 +347,7 @@ def guarded(offset: int = 0) -> Iterator[list[Embedded]]:
         AssertionError: on leaving, if a guard was written.
     """
     made: list[Embedded] = []
-    torch.utils._device._device_constructors()
+    _device._device_constructors()
 
     def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def held(*args: Any, **kwargs: Any) -> Tensor:

@@ -79,7 +79,7 @@ def legend(figure: Any) -> None:
     ]
     handles.append(Line2D([], [], color="#3a9d5d", lw=2.2, label="goal for the worst shape"))
     handles.append(Line2D([], [], color=FAINT, lw=2.2, label="least that counts"))
-    figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=8.5, labelcolor=INK)
+    figure.legend(handles=handles, loc="lower center", ncols=2, frameon=False, fontsize=8.5, labelcolor=INK)
 
 
 def plot(files: list[Path], out: Path) -> None:
@@ -99,7 +99,7 @@ def plot(files: list[Path], out: Path) -> None:
     text = f"{m['processor']}, torch {m['torch']}, lightkernels {m['commit']}, {m['date'][:10]}"
     figure.text(0.995, 0.995, text, ha="right", va="top", fontsize=7, color="#6b7280")
     legend(figure)
-    figure.tight_layout(rect=(0, 0.045, 1, 0.985))
+    figure.tight_layout(rect=(0, 0.06, 1, 0.985))
     figure.savefig(out, dpi=160, facecolor="white")
     print(out)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
@@ -127,6 +127,3 @@ def layout_of(shape: Sequence[int], stride: Sequence[int]) -> Layout:
 
 def ceil_div(a: int, b: int) -> int:
     return (a + b - 1) // b
-
-
-Check = Callable[[object], None]

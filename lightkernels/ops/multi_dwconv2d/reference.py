@@ -28,10 +28,12 @@ def forward(
     """What ``multi_dwconv2d`` means; differentiable, for any device and dtype that F.conv2d takes."""
     rates = [dilations] * len(weights) if isinstance(dilations, int) else dilations
     inputs = x.split([w.shape[0] for w in weights], 1) if split else [x] * len(weights)
-    parts = [
-        F.conv2d(part, w, stride=stride, padding=d * (w.shape[-1] // 2), dilation=d, groups=w.shape[0])
-        for part, w, d in zip(inputs, weights, rates, strict=True)
-    ]
+    step = stride if isinstance(stride, int) else stride[1]
+    parts = []
+    for part, w, d in zip(inputs, weights, rates, strict=True):
+        a, b = _trusted(x.shape[-1], step, part, w)
+        y = F.conv2d(a, b, stride=stride, padding=d * (w.shape[-1] // 2), dilation=d, groups=w.shape[0])
+        parts.append(y if a is part else y.to(part.dtype))
     if combine == "add":
         y = sum(parts[1:], parts[0])
     elif combine == "cumulative":
@@ -39,6 +41,18 @@ def forward(
     else:
         y = torch.cat(parts, 1)
     return y if bias is None else y + bias[:, None, None]
+
+
+def _trusted(width: int, step: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Operands of a convolution as types whose gradients can be trusted; results are rounded to the call's own type.
+
+    On processors with AVX512_BF16, oneDNN returns uninitialised memory as the channels_last weight gradient of a
+    depthwise bfloat16 convolution of stride > 1 whose output is one column wide (torch 2.13). It is found only with
+    memory that is not zero; github.com/pytorch/pytorch/issues/169688 has the same of a conv3d's forward.
+    """
+    if tensors[0].dtype is torch.bfloat16 and tensors[0].is_cpu and 1 < step and width <= step:
+        return tuple(t.float() for t in tensors)
+    return tensors
 
 
 def why_not(spec: Spec) -> str | None:
@@ -108,11 +122,13 @@ def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
 
 
 def bwd_w(spec: Spec, g: Tensor, x: Tensor) -> Tensor:
-    parts = [
-        torch.nn.grad.conv2d_weight(part, (row.channels, 1, row.kernel, row.kernel), grad, **_conv(spec, row))
-        for row, part, grad in zip(spec.rows(), branch_inputs(spec, x), branch_gradients(spec, g), strict=True)
-    ]
-    return torch.cat([p.reshape(-1) for p in parts])
+    parts = []
+    for row, part, grad in zip(spec.rows(), branch_inputs(spec, x), branch_gradients(spec, g), strict=True):
+        part, grad = _trusted(spec.w, spec.stride[1], part, grad)
+        shape = (row.channels, 1, row.kernel, row.kernel)
+        dw = torch.nn.grad.conv2d_weight(part, shape, grad, **_conv(spec, row))
+        parts.append(dw.to(x.dtype).reshape(-1))
+    return torch.cat(parts)
 
 
 def _conv(spec: Spec, row: Row) -> dict[str, object]:

@@ -1,0 +1,105 @@
+// Addresses come in as integers (Tensor.data_ptr()); shapes and dtypes were checked in Python.
+#include <pybind11/stl.h>
+
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "bindings/registry.h"
+#include "rsdc2d/params.h"
+
+namespace py = pybind11;
+using Address = std::uintptr_t;
+
+namespace lk::rsdc2d {
+
+extern const Table table_baseline;
+#ifdef LK_HAVE_avx2
+extern const Table table_avx2;
+#endif
+#ifdef LK_HAVE_avx512
+extern const Table table_avx512;
+#endif
+
+namespace {
+
+const Table& table() {
+  static const Tables<Table> tables = {{
+      &table_baseline,
+#ifdef LK_HAVE_avx2
+      &table_avx2,
+#else
+      nullptr,
+#endif
+#ifdef LK_HAVE_avx512
+      &table_avx512,
+#else
+      nullptr,
+#endif
+  }};
+  return *tables.get();
+}
+
+void check(int error) {
+  if (error == out_of_memory) throw std::bad_alloc();
+  if (error) throw std::runtime_error("rsdc2d: native kernel refused the call; please report this");
+}
+
+void* at(Address a) { return reinterpret_cast<void*>(a); }
+
+// Made once a shape and kept by the Python side.
+struct Plan {
+  Params p{};
+
+  // head: n ci co h w ho wo kernel stride_h stride_w pad_h pad_w dilation_h dilation_w groups taps sets layout dtype
+  // exact; x and y: strides n c h w.
+  Plan(const std::vector<i64>& head, const std::vector<i64>& x, const std::vector<i64>& y) {
+    if (head.size() != 20 || x.size() != 4 || y.size() != 4)
+      throw std::invalid_argument("Plan: wrong number of values");
+    const i64* v = head.data();
+    for (i64* to : {&p.n, &p.ci, &p.co, &p.h, &p.w, &p.ho, &p.wo, &p.kernel, &p.stride_h, &p.stride_w, &p.pad_h,
+                    &p.pad_w, &p.dilation_h, &p.dilation_w, &p.groups, &p.taps, &p.sets})
+      *to = *v++;
+    p.layout = static_cast<Layout>(v[0]);
+    p.dtype = static_cast<DType>(v[1]);
+    p.exact = static_cast<int>(v[2]);
+    p.x = {x[0], x[1], x[2], x[3]};
+    p.y = {y[0], y[1], y[2], y[3]};
+  }
+
+  Params with(Address cells, int threads) const {
+    Params q = p;
+    q.cells = static_cast<const i64*>(at(cells));
+    q.threads = threads;
+    return q;
+  }
+};
+
+void bind(py::module_& m) {
+  using nogil = py::call_guard<py::gil_scoped_release>;
+  py::class_<Plan>(m, "Rsdc2dPlan")
+      .def(py::init<const std::vector<i64>&, const std::vector<i64>&, const std::vector<i64>&>())
+      .def(
+          "fwd",
+          [](const Plan& plan, Address x, Address w, Address b, Address taps, Address y, int threads) {
+            check(table().fwd(plan.with(taps, threads), at(x), at(w), at(b), at(y)));
+          },
+          nogil())
+      .def(
+          "bwd_x",
+          [](const Plan& plan, Address g, Address w, Address taps, Address gx, int threads) {
+            check(table().bwd_x(plan.with(taps, threads), at(g), at(w), at(gx)));
+          },
+          nogil())
+      .def(
+          "bwd_w",
+          [](const Plan& plan, Address g, Address x, Address taps, Address gw, int threads) {
+            check(table().bwd_w(plan.with(taps, threads), at(g), at(x), at(gw)));
+          },
+          nogil());
+}
+
+const bindings::Registrar registrar(bind);
+
+}  // namespace
+}  // namespace lk::rsdc2d

@@ -1,0 +1,67 @@
+// Compiled once for each instruction set, with LK_ISA naming it.
+#include "rsdc2d/kernel_cpu.h"
+
+#define LK_CAT2(a, b) a##b
+#define LK_CAT(a, b) LK_CAT2(a, b)
+
+namespace {
+
+using namespace rsdc;
+
+template <class T>
+int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
+  return generic_fwd<T>(p, x, w, bias, y);
+}
+template <class T>
+int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
+  return generic_bwd_x<T>(p, g, w, gx);
+}
+template <class T>
+int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
+  return generic_bwd_w<T>(p, g, x, gw);
+}
+
+template <class T>
+const T* in(const void* v) {
+  return static_cast<const T*>(v);
+}
+template <class T>
+T* out(void* v) {
+  return static_cast<T*>(v);
+}
+
+#define LK_BY_DTYPE(CALL)  \
+  switch (p.dtype) {       \
+    case DType::f32:       \
+      return CALL(float);  \
+    case DType::f64:       \
+      return CALL(double); \
+    case DType::bf16:      \
+      return CALL(bf16);   \
+    case DType::f16:       \
+      return CALL(f16);    \
+  }                        \
+  return unsupported
+
+int fwd(const Params& p, const void* x, const void* w, const void* b, void* y) {
+#define LK_CALL(T) fwd_as<T>(p, in<T>(x), in<T>(w), in<T>(b), out<T>(y))
+  LK_BY_DTYPE(LK_CALL);
+#undef LK_CALL
+}
+int bwd_x(const Params& p, const void* g, const void* w, void* gx) {
+#define LK_CALL(T) bwd_x_as<T>(p, in<T>(g), in<T>(w), out<T>(gx))
+  LK_BY_DTYPE(LK_CALL);
+#undef LK_CALL
+}
+int bwd_w(const Params& p, const void* g, const void* x, void* gw) {
+#define LK_CALL(T) bwd_w_as<T>(p, in<T>(g), in<T>(x), out<T>(gw))
+  LK_BY_DTYPE(LK_CALL);
+#undef LK_CALL
+}
+
+}  // namespace
+
+namespace lk::rsdc2d {
+extern const Table LK_CAT(table_, LK_ISA);
+const Table LK_CAT(table_, LK_ISA) = {fwd, bwd_x, bwd_w};
+}  // namespace lk::rsdc2d

@@ -252,6 +252,24 @@ def test_explanation_names_every_backend():
     assert marks["layout"] == "nchw, no copy"
 
 
+@pytest.mark.parametrize("form", ["pixels, channels last", "one column of many"])
+def test_the_stride_of_one_column_is_no_reason_to_copy(form):
+    x = torch.randn(2, 1, 1, 3).permute(0, 3, 1, 2)
+    if form == "one column of many":
+        x = torch.randn(2, 3, 5, 7).mT[..., 2:3]
+    assert x.stride(3) != 1
+    if explain("multi_dwconv2d", X, [W]).chosen != "cpu":
+        pytest.skip("no native core")
+    assert explain("multi_dwconv2d", x, [W]).copies is None
+    g = torch.randn(2, *x.shape[2:], 3).permute(0, 3, 1, 2)
+    results = []
+    for backend in ("cpu", "reference"):
+        leaves = (x.detach().requires_grad_(), W.clone().requires_grad_())
+        y = multi_dwconv2d(leaves[0], [leaves[1]], backend=backend)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, g)])
+    torch.testing.assert_close(*results)
+
+
 def test_explanation_of_a_call_that_cannot_run():
     told = explain("multi_dwconv2d", X, [W], backend="cuda")
     assert told.chosen is None

@@ -33,7 +33,7 @@ def why_not(spec: Spec) -> str | None:
 def readable(spec: Spec, stride: tuple[int, ...]) -> bool:
     """Whether kernels can read a tensor of these strides in place: rows (nchw) or pixels (nhwc) without gaps."""
     unit = 1 if spec.layout == "nhwc" else 3
-    return stride[unit] == 1 and min(stride) >= 0
+    return (stride[unit] == 1 or spec.x_shape[unit] == 1) and min(stride) >= 0
 
 
 def copies(spec: Spec) -> str | None:
@@ -56,9 +56,15 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
             raise RuntimeError(reason)
         head = [spec.n, spec.c, spec.h, spec.w, spec.ho, spec.wo, spec.c_out, *spec.stride]
         head += [_COMBINE[spec.combine], int(spec.layout == "nhwc"), _DTYPES[spec.dtype]]
-        plan = module.MultiDwconv2dPlan(head, list(x), list(y), [list(row) for row in spec.rows()])
+        plan = module.MultiDwconv2dPlan(head, _unit(spec, x), _unit(spec, y), [list(row) for row in spec.rows()])
         spec.cache[key] = plan
     return plan
+
+
+def _unit(spec: Spec, stride: tuple[int, ...]) -> list[int]:
+    """Strides as the kernels want them: 1 in the innermost dimension, also where its size is 1 and torch says else."""
+    inner = 1 if spec.layout == "nhwc" else 3
+    return [1 if i == inner else s for i, s in enumerate(stride)]
 
 
 def _input(spec: Spec, x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from lightkernels._core.spec import (
 )
 from lightkernels._core.vmap import Folding
 from lightkernels.ops.multi_dwconv2d import reference
+from lightkernels.ops.multi_dwconv2d.reference import packed_sizes
 
 NAME = "multi_dwconv2d"
 COMBINE = ("concat", "add", "cumulative")
@@ -79,7 +80,7 @@ class Spec:
             require(s >= 1, NAME, f"stride[{i}]", "be at least 1", s)
         c_out = c if combine == "add" else sum(channels)
         if weight is not None:
-            size = sum(m * k * k for m, k in zip(channels, kernel_sizes, strict=True))
+            size = sum(packed_sizes(channels, kernel_sizes))
             fits = len(weight.shape) == 1 and weight.shape[0] == size
             require(fits, NAME, "weight", f"be packed, of shape [{size}]", weight)
         if bias is not None:
@@ -130,7 +131,7 @@ class Spec:
 
     @cached_property
     def weight_shape(self) -> tuple[int, ...]:
-        return (sum(m * k * k for m, k in zip(self.channels, self.kernel_sizes, strict=True)),)
+        return (sum(packed_sizes(self.channels, self.kernel_sizes)),)
 
     def rows(self) -> tuple[Row, ...]:
         rows, start, out, weight = [], 0, 0, 0
@@ -149,13 +150,7 @@ class Spec:
 
     def flops(self) -> int:
         """2 x the multiply-adds of the definition: every branch's every tap, padding included."""
-        return (
-            2
-            * self.n
-            * self.ho
-            * self.wo
-            * sum(m * k * k for m, k in zip(self.channels, self.kernel_sizes, strict=True))
-        )
+        return 2 * self.n * self.ho * self.wo * self.weight_shape[0]
 
     def bytes(self) -> int:
         """Least traffic of the forward: x, the weights and bias read once, y written once."""
@@ -267,7 +262,7 @@ def _definition(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, *raw:
 
 _FOLDING = Folding(
     x=lambda args, size: args[1] if args[5] else args[1][:1],
-    w=lambda args, size: [m * k * k for k, m in zip(args[0], args[1], strict=True)],
+    w=lambda args, size: packed_sizes(args[1], args[0]),
     y=lambda args, size: args[1][:1] if args[4] == "add" else args[1],
     args=_fold_args,
 )

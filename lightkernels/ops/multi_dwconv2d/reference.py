@@ -50,7 +50,7 @@ def _trusted(width: int, step: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     depthwise bfloat16 convolution of stride > 1 whose output is one column wide (torch 2.13). It is found only with
     memory that is not zero; github.com/pytorch/pytorch/issues/169688 has the same of a conv3d's forward.
     """
-    if tensors[0].dtype is torch.bfloat16 and tensors[0].is_cpu and 1 < step and width <= step:
+    if tensors[0].dtype is torch.bfloat16 and tensors[0].is_cpu and step > 1 and width <= step:
         return tuple(t.float() for t in tensors)
     return tensors
 
@@ -59,9 +59,14 @@ def why_not(spec: Spec) -> str | None:
     return None
 
 
+def packed_sizes(channels: Sequence[int], kernel_sizes: Sequence[int]) -> list[int]:
+    """How many elements of the packed weight each branch has; so many taps each pixel meets."""
+    return [m * k * k for m, k in zip(channels, kernel_sizes, strict=True)]
+
+
 def branch_weights(spec: Spec, w: Tensor) -> list[Tensor]:
     """The branches' [C_m, 1, k, k] weights out of the packed one."""
-    sizes = [m * k * k for m, k in zip(spec.channels, spec.kernel_sizes, strict=True)]
+    sizes = packed_sizes(spec.channels, spec.kernel_sizes)
     return [p.view(-1, 1, k, k) for p, k in zip(w.split(sizes), spec.kernel_sizes, strict=True)]
 
 

@@ -7,7 +7,7 @@ from lightkernels import functional, models, nn, ops
 from lightkernels._core.backends import BackendUnavailable, exact_nonfinite, use_backend
 from lightkernels._core.explain import explain
 from lightkernels._version import __version__
-from lightkernels.functional import multi_dwconv2d
+from lightkernels.functional import multi_dwconv2d, rsdc2d
 
 __all__ = [
     "BackendUnavailable",
@@ -19,5 +19,6 @@ __all__ = [
     "multi_dwconv2d",
     "nn",
     "ops",
+    "rsdc2d",
     "use_backend",
 ]

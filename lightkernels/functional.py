@@ -1,5 +1,6 @@
 """The operators as functions."""
 
 from lightkernels.ops.multi_dwconv2d import multi_dwconv2d
+from lightkernels.ops.rsdc2d import rsdc2d
 
-__all__ = ["multi_dwconv2d"]
+__all__ = ["multi_dwconv2d", "rsdc2d"]

@@ -36,8 +36,8 @@ UPWARD = {("_core/explain.py", "ops", "lazy")}
 
 PUBLIC = {
     "lightkernels": """BackendUnavailable __version__ exact_nonfinite explain functional models multi_dwconv2d nn ops
-        use_backend""",
-    "lightkernels.functional": "multi_dwconv2d",
+        rsdc2d use_backend""",
+    "lightkernels.functional": "multi_dwconv2d rsdc2d",
     "lightkernels.models": """Count count create_model dilated_mobilenetv2 list_models mobilenetv2 multiception_net
         pydmobilenet""",
     "lightkernels.nn": "DepthwiseSeparable2d MultiDepthwiseConv2d Multiception2d",

@@ -28,7 +28,14 @@ def two_branches():
     return {"x": torch.randn(2, 4, 9, 8), "weights": weights, "stride": 2, "dilations": (2, 1)}
 
 
-ARGUMENTS = {"multi_dwconv2d": two_branches}
+def a_set_a_group():
+    taps = torch.stack([torch.randperm(25)[:9] for _ in range(2)])
+    x, weight, bias = torch.randn(2, 6, 9, 8), torch.randn(4, 3, 9), torch.randn(4)
+    values = {"kernel_size": 5, "stride": 2, "dilation": 2, "groups": 2}
+    return {"x": x, "weight": weight, "taps": taps, "bias": bias, **values}
+
+
+ARGUMENTS = {"multi_dwconv2d": two_branches, "rsdc2d": a_set_a_group}
 
 
 @pytest.mark.parametrize("name", functional.__all__)

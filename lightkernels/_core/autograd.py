@@ -9,7 +9,7 @@ With ``y = fwd(x, w) + b``, cotangent ``g`` of ``y`` and the primitives' own out
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,18 +62,43 @@ class Rules:
 
     def register(self, library: Library) -> None:
         """The same rules for the dispatcher ops, so that they are differentiable wherever they are called."""
-        for suffix, split in {"": 3, "_bwd_x": 2, "_bwd_w": 2}.items():
+        for suffix in self.functions:
             torch.library.register_autograd(
                 f"lightkernels::{self.op.name}{suffix}",
-                self._op_backward(suffix, split),
-                setup_context=_op_setup(split),
+                self._op_backward(suffix),
+                setup_context=self._op_setup(suffix),
                 lib=library,
             )
 
-    def _op_backward(self, suffix: str, split: int) -> Callable[..., Grads]:
+    def split(self, suffix: str, args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """The constants out of a dispatcher op's arguments, and the rest."""
+        start = 2 if suffix == "_bwd_x" else 0
+        stop = start + self.op.constants
+        return args[start:stop], (*args[:start], *args[stop:])
+
+    def join(self, suffix: str, constants: Sequence[Tensor], values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The inverse of ``split``."""
+        start = 2 if suffix == "_bwd_x" else 0
+        return (*values[:start], *constants, *values[start:])
+
+    def _op_setup(self, suffix: str) -> Callable[..., None]:
+        count = 3 if suffix == "" else 2
+
+        def setup_context(
+            ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
+        ) -> None:
+            constants, ctx.values = self.split(suffix, inputs[count:])
+            ctx.save_for_backward(*inputs[:2], *constants)
+            ctx.backend = keyword_only_inputs["backend"]
+
+        return setup_context
+
+    def _op_backward(self, suffix: str) -> Callable[..., Grads]:
         def backward(ctx: Any, u: Tensor) -> Grads:
-            grads = self.vjp(suffix, ctx.saved_tensors, ctx.args, ctx.backend, u, ctx.needs_input_grad)
-            return (*grads, *(None for _ in range(len(ctx.args))))
+            a, b, *constants = ctx.saved_tensors
+            args = self.join(suffix, constants, ctx.values)
+            grads = self.vjp(suffix, (a, b), args, ctx.backend, u, ctx.needs_input_grad)
+            return (*grads, *(None for _ in args))
 
         return backward
 
@@ -128,44 +153,39 @@ class Rules:
         return self.op._primitive(suffix, tensors, args, backend)
 
 
-def _op_setup(split: int) -> Callable[..., None]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.args = inputs[split:]
-        ctx.backend = keyword_only_inputs["backend"]
-
-    return setup_context
-
-
 def _eager(op: BilinearOp[Any]) -> Any:
     """The fast route of plain eager tensors: a ctx-style Function straight into the backend's functions."""
 
     class Eager(Function):
         @staticmethod
-        def forward(ctx: Any, plan: Plan, x: Tensor, bias: Tensor | None, *weights: Tensor) -> Tensor:
-            ctx.save_for_backward(x, *weights)
+        def forward(
+            ctx: Any, plan: Plan, x: Tensor, bias: Tensor | None, constants: tuple[Tensor, ...], *weights: Tensor
+        ) -> Tensor:
+            ctx.save_for_backward(x, *weights, *constants)
             ctx.plan = plan
-            return plan.fwd(plan.spec, x, op.pack(weights), bias)
+            return plan.fwd(plan.spec, x, op.pack(weights), bias, *constants)
 
         @staticmethod
         def backward(ctx: Any, g: Tensor) -> Grads:
             x, *weights = ctx.saved_tensors
+            constants = [weights.pop() for _ in range(op.constants)][::-1]
             plan = ctx.plan
             need = ctx.needs_input_grad
             packed = op.pack(weights)
             gx = gw = None
             if torch.is_grad_enabled() or not _raw(g):
+                args = (*constants, *plan.args)
                 if need[1]:
-                    gx = op.bwd_x(g, packed, x.shape, _last(x), plan.args, plan.name)
-                if any(need[3:]):
-                    gw = op.bwd_w(g, x, plan.args, plan.name)
+                    gx = op.bwd_x(g, packed, x.shape, _last(x), args, plan.name)
+                if any(need[4:]):
+                    gw = op.bwd_w(g, x, args, plan.name)
             else:
                 if need[1]:
-                    gx = plan.bwd_x(plan.spec, g, packed)
-                if any(need[3:]):
-                    gw = plan.bwd_w(plan.spec, g, x)
+                    gx = plan.bwd_x(plan.spec, g, packed, *constants)
+                if any(need[4:]):
+                    gw = plan.bwd_w(plan.spec, g, x, *constants)
             gb = channel_sum(g) if need[2] else None
-            return (None, gx, gb, *((None,) * len(weights) if gw is None else op.unpack(gw, weights)))
+            return (None, gx, gb, None, *((None,) * len(weights) if gw is None else op.unpack(gw, weights)))
 
     Eager.__name__ = Eager.__qualname__ = f"lightkernels_{op.name}"
     return Eager
@@ -179,29 +199,40 @@ def _function(rules: Rules, suffix: str) -> Any:
     class Transformed(Function):
         @staticmethod
         def forward(*inputs: Any) -> Tensor:
-            *tensors, args, backend = inputs
-            out: Tensor = op.ops[suffix](*tensors, *args, backend=backend)
+            *tensors, values, backend = inputs
+            args = rules.join(suffix, tensors[count:], values)
+            out: Tensor = op.ops[suffix](*tensors[:count], *args, backend=backend)
             return out
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            *tensors, ctx.args, ctx.backend = inputs
-            ctx.save_for_backward(*tensors[:2])
-            ctx.save_for_forward(*tensors[:2])
+            *tensors, ctx.values, ctx.backend = inputs
+            kept = (*tensors[:2], *tensors[count:])
+            ctx.save_for_backward(*kept)
+            ctx.save_for_forward(*kept)
 
         @staticmethod
         def backward(ctx: Any, u: Tensor) -> Grads:
-            grads = rules.vjp(suffix, ctx.saved_tensors, ctx.args, ctx.backend, u, ctx.needs_input_grad)
-            return (*grads, None, None)
+            a, b, *constants = ctx.saved_tensors
+            args = rules.join(suffix, constants, ctx.values)
+            grads = rules.vjp(suffix, (a, b), args, ctx.backend, u, ctx.needs_input_grad)
+            return (*grads, *(None for _ in constants), None, None)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-            return rules.jvp(suffix, ctx.saved_tensors, ctx.args, ctx.backend, tangents[:count])
+            a, b, *constants = ctx.saved_tensors
+            args = rules.join(suffix, constants, ctx.values)
+            return rules.jvp(suffix, (a, b), args, ctx.backend, tangents[:count])
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-            *tensors, args, backend = inputs
-            return vmap.rule(op, suffix, info.batch_size, in_dims[:count], tuple(tensors), args, backend), 0
+            *tensors, values, backend = inputs
+            constants = vmap.fronted(info.batch_size, in_dims[count:-2], tensors[count:])
+            args = rules.join(suffix, constants, values)
+            dims = in_dims[:count]
+            # A batch of constants is a batch of weights: both become channels.
+            mixed = any(dim is not None for dim in in_dims[count:-2])
+            return vmap.rule(op, suffix, info.batch_size, dims, tuple(tensors[:count]), args, backend, mixed), 0
 
     Transformed.__name__ = Transformed.__qualname__ = f"lightkernels_{op.name}{suffix}_transformed"
     return Transformed

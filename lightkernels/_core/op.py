@@ -77,6 +77,9 @@ class BilinearOp(Generic[S]):
         folding: for vmap over weights.
         definition: the reference as ``(x, weights, bias, *raw) -> y``, for functorch inside torch.compile, whose
             tracer takes no Function with a jvp.
+        constants: how many of ``arguments``, the first ones, are tensors that nothing is differentiated in. Backends
+            get them after their other tensors, ``Spec.of`` gets their TensorMeta, ``normalise`` and ``definition``
+            get them before the raw values.
     """
 
     def __init__(
@@ -90,10 +93,11 @@ class BilinearOp(Generic[S]):
         pack: Callable[[Sequence[Tensor]], Tensor] = _only,
         unpack: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]] = _alone,
         folding: Folding = Folding(),  # noqa: B008
+        constants: int = 0,
     ) -> None:
         self.name, self.package, self.spec = name, package, spec
         self.normalise, self.pack, self.unpack, self.folding = normalise, pack, unpack, folding
-        self.definition = definition
+        self.definition, self.constants = definition, constants
         self.backends = _backends.discover(package)
         self._memo = Memo()
         tail = f"{arguments + ', ' if arguments else ''}*, str? backend=None) -> Tensor"
@@ -131,11 +135,17 @@ class BilinearOp(Generic[S]):
     # The routes of a call.
 
     def __call__(
-        self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, raw: tuple[Any, ...], backend: str | None
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        bias: Tensor | None,
+        raw: tuple[Any, ...],
+        backend: str | None,
+        constants: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """The public function's call: raw values as the user gave them, weights unpacked."""
         if torch.compiler.is_compiling():
-            return self._through_op(x, weights, bias, raw, backend)
+            return self._through_op(x, weights, bias, raw, backend, constants)
         plain = type(x) in _PLAIN and (bias is None or (type(bias) in _PLAIN and _readable(bias)))
         grad = plain and (x.requires_grad or (bias is not None and bias.requires_grad))
         key: list[Any] = [raw, backend, _forced(), _exact()]
@@ -145,33 +155,42 @@ class BilinearOp(Generic[S]):
                 break
             grad = grad or w.requires_grad
             key += (w.shape, w.dtype, w.device)
+        for constant in constants:
+            plain = plain and type(constant) in _PLAIN
+            key += (constant.shape, constant.dtype, constant.device)
         if not plain or _functorch() or _modes() or forward_ad._current_level >= 0:
-            return self._through_op(x, weights, bias, raw, backend)
+            return self._through_op(x, weights, bias, raw, backend, constants)
         if not (x.is_cpu or x.is_cuda) or x.layout is not torch.strided or not _readable(x):
-            return self._through_op(x, weights, bias, raw, backend)
+            return self._through_op(x, weights, bias, raw, backend, constants)
         if _autocast() and torch.is_autocast_enabled(kind := x.device.type):
-            return self._autocast(kind, x, weights, bias, raw, backend)
+            return self._autocast(kind, x, weights, bias, raw, backend, constants)
         key += (x.shape, x.stride(), x.dtype, x.device)
         if bias is not None:
             key += (bias.shape, bias.dtype, bias.device)
         plan = self._memo.get(hashable := _hashable(key))
         if plan is None:
-            args = self.normalise(x, weights, bias, *raw)
+            args = (*constants, *self.normalise(x, weights, bias, *constants, *raw))
             plan = self._plan(hashable, x, self._packed_meta(weights), bias, args, backend)
         if grad and _grad_enabled():
-            out: Tensor = self.rules.eager.apply(plan, x, bias, *weights)
+            out: Tensor = self.rules.eager.apply(plan, x, bias, constants, *weights)
             return out
-        return plan.fwd(plan.spec, x, self.pack(weights), bias)
+        return plan.fwd(plan.spec, x, self.pack(weights), bias, *constants)
 
     def _through_op(
-        self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, raw: tuple[Any, ...], backend: str | None
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        bias: Tensor | None,
+        raw: tuple[Any, ...],
+        backend: str | None,
+        constants: tuple[Tensor, ...],
     ) -> Tensor:
         kind = x.device.type
         if kind in _RAW_DEVICES and torch.is_autocast_enabled(kind):
-            return self._autocast(kind, x, weights, bias, raw, backend)
-        args = self.normalise(x, weights, bias, *raw)
+            return self._autocast(kind, x, weights, bias, raw, backend, constants)
+        args = (*constants, *self.normalise(x, weights, bias, *constants, *raw))
         if torch.compiler.is_compiling() and _functorch():
-            return self.definition(x, weights, bias, *raw)
+            return self.definition(x, weights, bias, *constants, *raw)
         return self.fwd(x, self.pack(weights), bias, args, backend)
 
     def _autocast(
@@ -182,6 +201,7 @@ class BilinearOp(Generic[S]):
         bias: Tensor | None,
         raw: tuple[Any, ...],
         backend: str | None,
+        constants: tuple[Tensor, ...],
     ) -> Tensor:
         dtype = torch.get_autocast_dtype(kind)
 
@@ -190,7 +210,7 @@ class BilinearOp(Generic[S]):
             return t.to(dtype) if floating else t
 
         with torch.autocast(kind, enabled=False):
-            return self(cast(x), [cast(w) for w in weights], cast(bias), raw, backend)
+            return self(cast(x), [cast(w) for w in weights], cast(bias), raw, backend, constants)
 
     # The three primitives, differentiable by every route. Packed weights, schema arguments.
 
@@ -209,7 +229,8 @@ class BilinearOp(Generic[S]):
         self, suffix: str, tensors: tuple[Tensor | None, ...], args: tuple[Any, ...], backend: str | None
     ) -> Tensor:
         if _functorch() or forward_ad._current_level >= 0:
-            out: Tensor = self.rules.functions[suffix].apply(*tensors, args, backend)
+            constants, values = self.rules.split(suffix, args)
+            out: Tensor = self.rules.functions[suffix].apply(*tensors, *constants, values, backend)
             return out
         result: Tensor = self.ops[suffix](*tensors, *args, backend=backend)
         return result
@@ -232,11 +253,12 @@ class BilinearOp(Generic[S]):
         meta: TensorMeta | None = None,
     ) -> Plan:
         spec = self.spec_of(meta or TensorMeta.of(x), w, b, args)
-        return self._memo.put(key, Plan(spec, args, self._choose(spec, backend)))
+        return self._memo.put(key, Plan(spec, args[self.constants :], self._choose(spec, backend)))
 
     def spec_of(self, x: TensorMeta, w: Tensor | TensorMeta | None, b: Tensor | None, args: tuple[Any, ...]) -> S:
         weight = TensorMeta.of(w) if isinstance(w, Tensor) else w
-        spec: S = self.spec.of(x, weight, None if b is None else TensorMeta.of(b), *args)
+        values = (TensorMeta.of(a) if isinstance(a, Tensor) else a for a in args)
+        spec: S = self.spec.of(x, weight, None if b is None else TensorMeta.of(b), *values)
         return spec
 
     def _choose(self, spec: S, backend: str | None) -> _backends.Choice:
@@ -255,15 +277,15 @@ class BilinearOp(Generic[S]):
         """The memoised plan of a dispatcher call; ``x`` gives dtype and device, ``meta`` the shape if not ``x``."""
         at = meta or TensorMeta.of(x)
         key = _hashable(
-            [kind, args, backend, _forced(), _exact(), at]
-            + [None if t is None else (t.shape, t.dtype, t.device) for t in (w, b)]
+            [kind, args[self.constants :], backend, _forced(), _exact(), at]
+            + [None if t is None else (t.shape, t.dtype, t.device) for t in (w, b, *args[: self.constants])]
         )
         plan = self._memo.get(key)
         return self._plan(key, x, w, b, args, backend, at) if plan is None else plan
 
     def _run_fwd(self, x: Tensor, w: Tensor, b: Tensor | None, *args: Any, backend: str | None = None) -> Tensor:
         plan = self.plan_of("fwd", x, w, b, args, backend)
-        return plan.fwd(plan.spec, x, w, b)
+        return plan.fwd(plan.spec, x, w, b, *args[: self.constants])
 
     def _run_bwd_x(
         self, g: Tensor, w: Tensor, shape: Sequence[int], last: bool, *args: Any, backend: str | None = None
@@ -271,12 +293,12 @@ class BilinearOp(Generic[S]):
         meta = TensorMeta.dense(tuple(shape), last, g)
         plan = self.plan_of("bwd", g, w, None, args, backend, meta)
         self._check_gradient(plan.spec, g)
-        return plan.bwd_x(plan.spec, g, w)
+        return plan.bwd_x(plan.spec, g, w, *args[: self.constants])
 
     def _run_bwd_w(self, g: Tensor, x: Tensor, *args: Any, backend: str | None = None) -> Tensor:
         plan = self.plan_of("bwd", x, None, None, args, backend)
         self._check_gradient(plan.spec, g)
-        return plan.bwd_w(plan.spec, g, x)
+        return plan.bwd_w(plan.spec, g, x, *args[: self.constants])
 
     def _check_gradient(self, spec: S, g: Tensor) -> None:
         fits = len(g.shape) == 4 and all(a == b for a, b in zip(g.shape, spec.y_shape, strict=True))
@@ -308,18 +330,21 @@ class BilinearOp(Generic[S]):
         return {self.ops[suffix]: function for suffix, function in functions.items()}
 
     def _aten_fwd(self, x: Tensor, w: Tensor, b: Tensor | None, *args: Any, backend: str | None = None) -> Tensor:
-        y: Tensor = self._reference("fwd")(self.spec_of(TensorMeta.of(x), w, b, args), x, w, b)
+        y: Tensor = self._reference("fwd")(
+            self.spec_of(TensorMeta.of(x), w, b, args), x, w, b, *args[: self.constants]
+        )
         return y
 
     def _aten_bwd_x(
         self, g: Tensor, w: Tensor, shape: Sequence[int], last: bool, *args: Any, backend: str | None = None
     ) -> Tensor:
         spec = self.spec_of(TensorMeta.dense(tuple(shape), last, g), w, None, args)
-        gx: Tensor = self._reference("bwd_x")(spec, g, w)
+        gx: Tensor = self._reference("bwd_x")(spec, g, w, *args[: self.constants])
         return gx
 
     def _aten_bwd_w(self, g: Tensor, x: Tensor, *args: Any, backend: str | None = None) -> Tensor:
-        gw: Tensor = self._reference("bwd_w")(self.spec_of(TensorMeta.of(x), None, None, args), g, x)
+        spec = self.spec_of(TensorMeta.of(x), None, None, args)
+        gw: Tensor = self._reference("bwd_w")(spec, g, x, *args[: self.constants])
         return gw
 
     def _reference(self, name: str) -> Callable[..., Any]:
@@ -328,8 +353,11 @@ class BilinearOp(Generic[S]):
     # FLOPs of the definition, for torch.utils.flop_counter: from shapes alone.
 
     def _flops(self, shape: Sequence[int], args: tuple[Any, ...]) -> int:
-        layout_free = TensorMeta(tuple(shape), (0, 0, 0, 0), torch.float32, torch.device("meta"))
-        spec: S = self.spec.of(layout_free, None, None, *args)
+        def free(shape: Sequence[int]) -> TensorMeta:
+            return TensorMeta(tuple(shape), (0,) * len(shape), torch.float32, torch.device("meta"))
+
+        constants = (free(a) for a in args[: self.constants])
+        spec: S = self.spec.of(free(shape), None, None, *constants, *args[self.constants :])
         return spec.flops()
 
     def _flops_fwd(self, x: Any, w: Any, b: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:

@@ -27,7 +27,8 @@ class Folding(NamedTuple):
 
     ``x``, ``w`` and ``y`` give, from the schema arguments and the number of channels (of the packed weight: the size
     of its first dimension), the sizes of the consecutive blocks that each become ``B`` times as long; by default
-    there is one. ``args`` gives the schema arguments of the longer call.
+    there is one. ``args`` gives the schema arguments of the longer call; all constants among them have the batch as
+    one more dimension in front, or none of them has.
     """
 
     x: Blocks = _one_block
@@ -39,6 +40,13 @@ class Folding(NamedTuple):
 def _front(t: Tensor, dim: int | None, batch: int) -> Tensor:
     """With the batch first; repeated without a copy if it has none."""
     return t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
+
+
+def fronted(batch: int, dims: Sequence[int | None], constants: Sequence[Tensor]) -> list[Tensor]:
+    """All with the batch in front, or, where none has one, as they are."""
+    if all(dim is None for dim in dims):
+        return list(constants)
+    return [_front(t, dim, batch) for t, dim in zip(constants, dims, strict=True)]
 
 
 def _merge(t: Tensor, dim: int | None, batch: int) -> Tensor:
@@ -75,14 +83,19 @@ def rule(
     tensors: tuple[Tensor | None, ...],
     args: tuple[Any, ...],
     backend: str | None,
+    mixed: bool = False,
 ) -> Tensor:
-    """One call of the primitive for a whole batch; the result's batch dimension is the first."""
+    """One call of the primitive for a whole batch; the result's batch dimension is the first.
+
+    Args:
+        mixed: the constants in ``args`` have a batch too.
+    """
     first, second = tensors[0], tensors[1]
     assert first is not None and second is not None
     if suffix == "":
-        return _fwd(op, batch, dims, first, second, tensors[2], args, backend)
+        return _fwd(op, batch, dims, first, second, tensors[2], args, backend, mixed)
     if suffix == "_bwd_x":
-        return _bwd_x(op, batch, dims, first, second, args, backend)
+        return _bwd_x(op, batch, dims, first, second, args, backend, mixed)
     folding = op.folding
     g = fold(_front(first, dims[0], batch), folding.y, args, 1)
     x = fold(_front(second, dims[1], batch), folding.x, args, 1)
@@ -98,8 +111,9 @@ def _fwd(
     b: Tensor | None,
     args: tuple[Any, ...],
     backend: str | None,
+    mixed: bool,
 ) -> Tensor:
-    if dims[1] is None and (b is None or dims[2] is None):
+    if not mixed and dims[1] is None and (b is None or dims[2] is None):
         return _split(op.fwd(_merge(x, dims[0], batch), w, b, args, backend), batch)
     folding = op.folding
     y = op.fwd(
@@ -120,10 +134,11 @@ def _bwd_x(
     w: Tensor,
     args: tuple[Any, ...],
     backend: str | None,
+    mixed: bool,
 ) -> Tensor:
     (n, c, *size), last, *rest = args
     values = tuple(rest)
-    if dims[1] is None:
+    if not mixed and dims[1] is None:
         return _split(op.bwd_x(_merge(g, dims[0], batch), w, (batch * n, c, *size), last, values, backend), batch)
     folding = op.folding
     gx = op.bwd_x(

@@ -1,3 +1,4 @@
 """One folder an operator; one line here makes it known."""
 
 from lightkernels.ops import multi_dwconv2d as multi_dwconv2d
+from lightkernels.ops import rsdc2d as rsdc2d

@@ -330,9 +330,7 @@ class BilinearOp(Generic[S]):
         return {self.ops[suffix]: function for suffix, function in functions.items()}
 
     def _aten_fwd(self, x: Tensor, w: Tensor, b: Tensor | None, *args: Any, backend: str | None = None) -> Tensor:
-        y: Tensor = self._reference("fwd")(
-            self.spec_of(TensorMeta.of(x), w, b, args), x, w, b, *args[: self.constants]
-        )
+        y: Tensor = self._reference("fwd")(self.spec_of(TensorMeta.of(x), w, b, args), x, w, b, *args[: self.constants])
         return y
 
     def _aten_bwd_x(

@@ -58,7 +58,7 @@ def check_values(op: str, taps: Tensor, kernel_size: int) -> None:
 def check_once(op: str, taps: Any, kernel_size: int) -> None:
     """``check_values``, remembered for the tensor and its version; nothing where there are no values to read."""
     known = _checked.get(id(taps))
-    if known is not None and known[0]() is taps and known[1:] == (taps._version, kernel_size):
+    if known is not None and taps is (seen := known[0]()) is not None and known[1:] == (seen._version, kernel_size):
         return
     if not isinstance(taps, Tensor) or not _has_values(taps):
         check_form(op, taps)

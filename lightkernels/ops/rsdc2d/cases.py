@@ -8,9 +8,6 @@ from torch import Tensor
 from lightkernels._core.taps import draw
 from lightkernels.testing import Case, Draw, Sample
 
-SETS = {"layer": lambda groups, filters: 1, "group": lambda groups, filters: groups}
-SETS["filter"] = lambda groups, filters: filters
-
 
 def case(
     name: str,
@@ -32,7 +29,7 @@ def case(
     def make(sample: Draw) -> Sample:
         x = sample.image(*shape)
         weight = sample.tensor(filters, shape[1] // groups, taps)
-        sets = SETS[scope](groups, filters)
+        sets = {"layer": 1, "group": groups, "filter": filters}[scope]
         cells = draw(sets, taps, kernel_size, generator=sample.generator, device=sample.device)
         b = sample.tensor(filters) if bias else None
         values = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}

@@ -72,7 +72,7 @@ class Spec:
         require(c_out % groups == 0, NAME, "groups", f"divide the {c_out} output channels", groups)
         require(len(taps.shape) == 2, NAME, "taps", "have shape [S, T], one set of T cells a row", taps)
         sets, count = taps.shape
-        fits = sets == 1 or sets == groups or sets == c_out  # noqa: PLR1714
+        fits = sets in (1, groups, c_out)
         whose = f"1 (layer), {groups} (group) or {c_out} (filter)"
         require(fits, NAME, "taps", f"have {whose} sets of cells", taps)
         check_count(NAME, count, k)
@@ -89,7 +89,9 @@ class Spec:
         for axis, length, s, p, d in zip("HW", (h, w), stride, padding, dilation, strict=True):
             room = length + 2 * p - d * (k - 1)
             hint = "padding='same' keeps the size."
-            require(room >= 1, NAME, f"{axis} of x", f"hold a window of {d * (k - 1) + 1} with padding {p}", length, hint)
+            require(
+                room >= 1, NAME, f"{axis} of x", f"hold a window of {d * (k - 1) + 1} with padding {p}", length, hint
+            )
             size.append((room - 1) // s + 1)
         return cls(
             n=n,
@@ -273,9 +275,9 @@ def rsdc2d(
 ) -> Tensor:
     r"""Randomly selected dilated convolution: T cells of a k x k window, at the price of T taps.
 
-    With q = taps[s(o), t] the t-th cell of filter o's set, and zeros outside the image,
+    With taps[s(o), t] = u k + v, the t-th cell of filter o's set, and zeros outside the image,
 
-    .. math:: y[n,o,i,j] = \sum_{c,t} w[o,c,t]\; x[n, g(o)+c, s\,i - p + d\lfloor q/k \rfloor, s\,j - p + d\,(q \bmod k)]
+    .. math:: y[n,o,i,j] = \sum_{c,t} w[o,c,t]\; x[n, g(o)+c, s\,i - p + d\,u, s\,j - p + d\,v]
 
     Equivalent to::
 

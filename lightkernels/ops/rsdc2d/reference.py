@@ -138,4 +138,5 @@ def bwd_w(spec: Spec, g: Tensor, x: Tensor, taps: Tensor) -> Tensor:
     wide = F.pad(x, (left, left, top, top)).flatten(2)
     gathered = cells(wide, index, spec.groups, many, (spec.ho, spec.wo))
     shape = (spec.c_out, spec.c // spec.groups * spec.taps, 1, 1)
-    return torch.nn.grad.conv2d_weight(gathered, shape, g, groups=many).reshape(spec.weight_shape)
+    dw: Tensor = torch.nn.grad.conv2d_weight(gathered, shape, g, groups=many)
+    return dw.reshape(spec.weight_shape)

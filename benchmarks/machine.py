@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,18 @@ ISA_ENVIRONMENT = {
     "avx512": {"LIGHTKERNELS_CPU_ISA": "avx512"},
     "auto": {},
 }
+
+
+def environment(isa: str, base: Mapping[str, str]) -> dict[str, str]:
+    """``base`` with both sides held to instruction set ``isa``, and a folder for what torch.compile makes with it.
+
+    The folder is not a nicety. Inductor's cache of graphs is not keyed by ATEN_CPU_CAPABILITY: code written for the
+    8 lanes of AVX2 is found again by a process that compiles with AVX-512's flags, where it writes past its buffers.
+    """
+    env = {**base, **ISA_ENVIRONMENT[isa]}
+    lanes = env.get("ATEN_CPU_CAPABILITY", isa)
+    env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "runs" / "inductor" / lanes))
+    return env
 
 
 def find_package() -> None:

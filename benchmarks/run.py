@@ -58,7 +58,7 @@ def whole(args: argparse.Namespace) -> bool:
 def in_fresh_processes(args: argparse.Namespace) -> int:
     """One process an instruction set: libraries read it once, when they are loaded."""
     for isa in args.isa:
-        env = {**os.environ, **machine.ISA_ENVIRONMENT[isa]}
+        env = machine.environment(isa, os.environ)
         done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child"], env=env, check=False)
         if done.returncode:
             return done.returncode

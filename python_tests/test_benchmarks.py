@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,34 @@ def test_comparison_names_what_changed_and_separates_the_machine():
 def test_the_runner_lists_its_rows():
     run = subprocess.run([sys.executable, str(FOLDER / "run.py"), "--list"], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in run.stdout.splitlines()] == [row.name for row in rows.ROWS]
+
+
+def test_no_instruction_set_finds_what_torch_compile_made_for_another():
+    key = "TORCHINDUCTOR_CACHE_DIR"
+    folders = {isa: machine.environment(isa, {})[key] for isa in machine.ISA_ENVIRONMENT}
+    assert len(set(folders.values())) == len(machine.ISA_ENVIRONMENT) == 3
+    # Whoever restricts torch by hand does not fill the cache of an unrestricted run.
+    assert machine.environment("auto", {"ATEN_CPU_CAPABILITY": "avx2"})[key] == folders["avx2"]
+    assert machine.environment("avx2", {key: "own", "HOME": "/h"}) == {
+        **machine.ISA_ENVIRONMENT["avx2"],
+        key: "own",
+        "HOME": "/h",
+    }
+
+
+def test_the_child_of_a_run_has_the_folder_of_its_instruction_set():
+    code = f"""
+import sys
+sys.path.insert(0, {str(FOLDER)!r})
+import run
+run.__file__ = "-c"
+sys.argv = ["run.py", "import os; print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"]
+run.in_fresh_processes(type("Args", (), {{"isa": ["auto", "avx2"]}}))
+"""
+    kept = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept)
+    names = [Path(line).name for line in done.stdout.splitlines()]
+    assert names == ["auto", "avx2"]
 
 
 def test_committed_results_are_whole():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from checks.target import ALL, BOTH, HALF, WIDE, Target, Theme
+from checks.target import ALL, BORROWED, BOTH, HALF, WIDE, Target, Theme
 from lightkernels import exact_nonfinite
 from lightkernels.testing import (
     Case,
@@ -68,8 +68,10 @@ def judge(target: Target, sample: Sample, actual: Values, g: Tensor) -> None:
             assert_close64(a, t, s, k, what)
         return
     same = evaluate(target.truth, sample, g)
+    # Which of its convolutions sums in the better order is PyTorch's affair.
+    ulps = 4 if target.backend in BORROWED else 1
     for (what, a), (_, t), (_, b) in zip(*(v.named() for v in (actual, wide, same)), strict=True):
-        assert_accurate(a, t, b, what)
+        assert_accurate(a, t, b, what, ulps)
 
 
 def layouts_kept(sample: Sample, actual: Values) -> None:

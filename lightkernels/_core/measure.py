@@ -271,7 +271,8 @@ class Entry:
         fmt = torch.channels_last if self.layout == "nhwc" else torch.contiguous_format
 
         def own(t: Tensor, grad: bool) -> Tensor:
-            return t.detach().clone().contiguous(memory_format=fmt).requires_grad_(grad)
+            form = fmt if t.dim() == 4 else torch.contiguous_format
+            return t.detach().clone().contiguous(memory_format=form).requires_grad_(grad)
 
         forward = self.forward
         x = own(x, kind in ("grad_x", "step"))

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lightkernels import functional
 from lightkernels._core import measure
 from lightkernels.cli import info
 from lightkernels.cli.explain import operators
@@ -38,16 +39,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Problem:
-    """One bench case: the call and an output gradient."""
+    """One bench case; ``values`` are the call's arguments by name but for x and the weights."""
 
     name: str
     x: Tensor
     weights: list[Tensor]
-    kwargs: dict[str, Any]
+    values: dict[str, Any]
 
     def given_to(self, function: Any) -> dict[str, Any]:
         """Those of the call's values that ``function`` takes."""
-        values = {**self.kwargs, "kernel_sizes": [w.shape[-1] for w in self.weights], "dtype": self.x.dtype}
+        values = {"kernel_sizes": [w.shape[-1] for w in self.weights], "dtype": self.x.dtype, **self.values}
         return {name: value for name, value in values.items() if name in inspect.signature(function).parameters}
 
 
@@ -55,8 +56,11 @@ def problems(op: str, shapes: str, dtype: torch.dtype) -> Iterator[Problem]:
     """The cases tagged "bench"; with ``shapes="quick"`` two shapes of each kind."""
     for case in importlib.import_module(f"lightkernels.ops.{op}.cases").CASES:
         if "bench" in case.tags and (shapes == "all" or case.name.rpartition("_")[2] in QUICK):
-            x, weights, *_ = (sample := case.build(dtype=dtype)).args
-            yield Problem(case.name.removeprefix("bench_"), x, weights, sample.kwargs)
+            sample = case.build(dtype=dtype)
+            values = inspect.signature(getattr(functional, op)).bind(*sample.args, **sample.kwargs).arguments
+            x, weights = (values.pop(name) for name in list(values)[:2])
+            weights = [weights] if isinstance(weights, Tensor) else weights
+            yield Problem(case.name.removeprefix("bench_"), x, weights, values)
 
 
 def run(options: Options) -> int:

@@ -139,7 +139,7 @@ def wrong(taps, kernel_size=5, weight=W, x=X, **values):
         (wrong(GOOD.int()), TypeError, "taps must be int64; got [1, 3] (int32, cpu)."),
         (wrong([[0, 7, 24]]), TypeError, "taps must be a tensor; got [[0, 7, 24]]."),
         (wrong(GOOD[0]), ValueError, "taps must have shape [S, T], one set of T cells a row; got [3] (int64, cpu)."),
-        (wrong(GOOD.repeat(3, 1)), ValueError, "taps must have 1 (layer), 1 (group) or 4 (filter) sets of cells; got [3"),
+        (wrong(GOOD.repeat(3, 1)), ValueError, "taps must have 1 (layer), 1 (group) or 4 (filter) sets of cells; got"),
         (wrong(torch.arange(10)[None], 3), ValueError, "taps[0, 9] must be from 0 to 8; got 9."),
         (wrong(GOOD[:, :2]), ValueError, "weight must have shape [4, 4, 2]; got [4, 4, 3] (float32, cpu)."),
         (wrong(GOOD, weight=torch.randn(4, 4, 3, 3)), ValueError, "weight must have shape [4, 4, 3]; got [4, 4, 3, 3] "

@@ -92,4 +92,5 @@ def draw(
     order = torch.rand(sets, cells, generator=generator, dtype=torch.float64, device="cpu")
     if center:
         order[:, cells // 2] = -1
-    return order.argsort(1)[:, :taps].sort(1).values.contiguous().to(device or "cpu")
+    chosen = order.argsort(1)[:, :taps].clone(memory_format=torch.contiguous_format)
+    return chosen.sort(1).values.to(device or "cpu")

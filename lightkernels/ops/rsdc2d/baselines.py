@@ -22,7 +22,7 @@ def ours(taps: Tensor, kernel_size: int, stride: int = 1, groups: int = 1, backe
     """This package's own function, in both layouts."""
 
     def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        return rsdc2d(x, *weights, taps, kernel_size=kernel_size, stride=stride, groups=groups, backend=backend)
+        return rsdc2d(x, weights[0], taps, kernel_size=kernel_size, stride=stride, groups=groups, backend=backend)
 
     return [Entry("lightkernels", layout, forward, ours=True) for layout in LAYOUTS]
 

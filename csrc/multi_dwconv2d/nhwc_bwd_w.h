@@ -65,6 +65,7 @@ struct WeightGrad {
   // next image's.
   Ahead ahead(const T* xi, const T* gi, const Pass& s, i64 i, i64 j0, int count, i64 n) {
     Ahead h{streams, 0, 0, 0, n};
+    if (g.planar) return h;
     const auto add = [&](const T* image, const Strides& t, i64 row, i64 height, i64 column, i64 step) {
       if (row < 0 || row >= 2 * height) return;
       const T* at = image + (row < height ? row * t.h : t.n + (row - height) * t.h) + column * t.w;
@@ -124,12 +125,19 @@ struct WeightGrad {
     }
   }
 
+  void read_gradient(const T* from, int count, i64 cols, i64 channels) {
+    if constexpr (kTransposes<T>)
+      if (g.planar) return read_planes<T>(from, g.out.c, count, cols, channels, rows, grad_row(), r.panel * V);
+    for (int d = 0; d < count; ++d)
+      copy_pixels<T>(from + d * g.out.h, g.out.w, rows + d * grad_row(), r.panel * V, cols, channels);
+  }
+
   // Grid rows [i0, i1) of one image, block of channels from c0.
   void image(i64 n, i64 c0, i64 i0, i64 i1, A* part, i64* pixels) {
     i64 channels = g.channels - c0;
     if (channels > block_channels()) channels = block_channels();
-    const T* xi = x + n * g.in.n + c0;
-    const T* gi = grad + n * g.out.n + c0;
+    const T* xi = x + n * g.in.n + c0 * g.in.c;
+    const T* gi = grad + n * g.out.n + c0 * g.out.c;
     for (i64 j0 = 0; j0 < g.cols; j0 += r.panel) {
       const i64 cols = g.cols - j0 < r.panel ? g.cols - j0 : r.panel;
       stage.start(i0);
@@ -142,9 +150,7 @@ struct WeightGrad {
         }
         for (int k = 0; k < g.passes; ++k) {
           const Pass& s = g.pass[k];
-          for (int d = 0; d < count; ++d)
-            copy_pixels<T>(gi + s.channel + (i + d) * g.out.h + j0 * g.out.w, g.out.w, rows + d * grad_row(),
-                           r.panel * V, cols, channels);
+          read_gradient(gi + s.channel * g.out.c + i * g.out.h + j0 * g.out.w, count, cols, channels);
           pass_rows(xi, gi, s, i, j0, count, cols, channels);
         }
         *pixels += count * cols;
@@ -230,6 +236,7 @@ bool bwd_w_group(const Params& p, int first, int branches, const T* grad, const 
   A* all = plan.take<A>(parts);
   build(p, g, kLongestGather);
   const Ring<A> r = rows_ring<T>(g, vecs);
+  if (g.planar && r.panel < g.cols) return false;
   const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr, false};
   const WeightGrad<T> w{p,     g,       r,       grad,    x,       gw,      all,     blocks, groups,
                         stage, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0,      nullptr};

@@ -24,6 +24,7 @@ struct Conv {
   bool past;  // whether full lines bypass the caches
   Stage<T> stage;
   A *packed, *line;
+  T* block;  // outputs of one pass, of all planes of a channel block
   i64* columns;  // of each pass in the current panel
   Split* split;
   RunAt<A>* active;
@@ -37,10 +38,11 @@ struct Conv {
     stage.take(a);
     active = a.take<RunAt<A>>(r.rows * g.runs);
     count = a.take<int[kRunKinds]>(r.rows * g.passes);
-    streams = a.take<Stream>(g.planes * g.in_step_h);
+    streams = a.take<Stream>(g.planar ? g.planes * block_channels() : g.planes * g.in_step_h);
+    if (g.planar) block = a.take<T>(block_channels() * g.rows * g.cols);
     columns = a.take<i64>(g.passes);
     split = a.take<Split>(g.passes);
-    line = a.take<A>(r.panel * V * kBlockVecs<T>);
+    line = a.take<A>(g.planar ? (r.rows * r.panel + V) * V : r.panel * V * kBlockVecs<T>);
     ready = a.take<char>(chunk);
     packed = a.take<A>(chunk * packed_elements());
   }
@@ -138,6 +140,46 @@ struct Conv {
     }
   }
 
+  // Lines of the planes that the rows after these will stage; past the image, the next unit's.
+  Ahead planes_ahead(const T* from, i64 next_unit, i64 i, int rows, i64 channels) {
+    i64 row = i + rows + g.hi_row, n = r.rows;
+    if (row >= g.in_h) {
+      row = 0;
+      n += g.hi_row;
+      from += next_unit;
+    }
+    if (n > g.in_h - row) n = g.in_h - row;
+    Ahead h{streams, 0, 1, 0, (n * g.in.h * static_cast<i64>(sizeof(T)) + 63) / 64};
+    for (int q = 0; q < g.planes; ++q)
+      for (i64 c = 0; c < channels; ++c)
+        streams[h.streams++] = {
+            reinterpret_cast<const char*>(from + (g.plane[q].channel + c) * g.in.c + row * g.in.h), 64};
+    return h;
+  }
+
+  // Some grid rows, whose outputs follow each other in their planes.
+  void compute_planes(i64 i, int rows, i64 c0, i64 channels, const A* weights, T* image, Ahead& ahead) {
+    const i64 n = rows * g.cols;
+    for (int k = 0; k < g.passes; ++k) {
+      const Pass& s = g.pass[k];
+      T* const to = image + (s.channel + c0) * g.out.c + i * g.out.h;
+      const i64 lines = channels * n * static_cast<i64>(sizeof(T));
+      const bool gathered = past && n == g.out.c && lines % 64 == 0 && (s.channel + c0) * n * sizeof(T) % 64 == 0;
+      const bool direct = past && n * sizeof(T) % 64 == 0 && g.out.c * sizeof(T) % 64 == 0 && i * g.out.h * sizeof(T) % 64 == 0;
+      for (int v = 0; v * V < channels; ++v) {
+        const i64 own = weights - packed + static_cast<i64>(v) * g.slots * V;
+        for (int d = 0; d < rows; ++d) {
+          const Tile<A> tile{active + d * g.runs + s.run, count[d * g.passes + k], packed + own + s.slot * V, own, V,
+                             false};
+          conv_row<A>(tile, v * r.vec, line + d * g.cols * V, split[k], ahead);
+        }
+        write_planes<T>(line, n, imin(V, channels - v * V), (gathered && !direct ? block : to) + v * V * g.out.c,
+                        g.out.c, direct);
+      }
+      if (gathered && !direct) stream_lines(block, channels * n, to);
+    }
+  }
+
   void unit(const T* from, i64 next_unit, T* to, i64 c0, i64 i0, i64 i1, const A* weights) {
     i64 channels = g.channels - c0;
     if (channels > block_channels()) channels = block_channels();
@@ -157,8 +199,14 @@ struct Conv {
       const int rate = runs && pixels > 0 ? static_cast<int>((pixels + runs - 1) / runs) : 0;
       for (i64 i = i0; i < i1; i += r.rows, stage.advance(r.rows)) {
         const int rows = imin(r.rows, i1 - i);
-        stage.fill(from + c0, i + rows - 1, j0, channels);
+        stage.fill(from + c0 * g.in.c, i + rows - 1, j0, channels);
         for (int d = 0; d < rows; ++d) resolve(i + d, d);
+        if constexpr (kTransposes<T>)
+          if (g.planar) {
+            Ahead h = planes_ahead(from + c0 * g.in.c, next_unit, i, rows, channels);
+            compute_planes(i, rows, c0, channels, weights, to, h);
+            continue;
+          }
         for (int v = 0; v * V < channels; v += kBlockVecs<T>)
           for (int d = 0; d < rows; ++d) {
             Ahead h = ahead(from + c0 + v * V, next_unit, i + d, rows, first, pixels, rate);
@@ -178,7 +226,7 @@ struct Conv {
       A* weights = packed + b * packed_elements();
       if (!ready[b]) pack(c0, weights);
       ready[b] = 1;
-      unit(src + n * g.in.n, b + 1 < b1 - b0 ? block_channels() : g.in.n - b * block_channels(), dst + n * g.out.n, c0,
+      unit(src + n * g.in.n, (b + 1 < b1 - b0 ? block_channels() : -b * block_channels()) * g.in.c + (b + 1 < b1 - b0 ? 0 : g.in.n), dst + n * g.out.n, c0,
            i0, (strip + 1) * g.rows / cut.strips, weights);
     }
   }
@@ -190,8 +238,8 @@ template <class T>
 bool past_caches(const Params& p, const Plan& g, const T* dst) {
   const i64 bytes = p.n * g.out_h * g.out_w * g.channels * (g.backward ? 1 : g.passes) * static_cast<i64>(sizeof(T));
   const i64 line = 64 / static_cast<i64>(sizeof(T));
-  return kCanStream && bytes >= kStreamBytes && reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 &&
-         g.out.w % line == 0 && g.out.h % line == 0 && g.out.n % line == 0;
+  if (!kCanStream || bytes < kStreamBytes || reinterpret_cast<std::uintptr_t>(dst) % 64) return false;
+  return g.planar ? g.out.n % line == 0 : g.out.w % line == 0 && g.out.h % line == 0 && g.out.n % line == 0;
 }
 
 // False: nothing was computed, the case does not fit the scratch.
@@ -211,13 +259,14 @@ bool conv_group(const Params& p, bool backward, int first, int branches, const T
   build(p, g, kLongestRun);
 
   const Ring<A> r = fit_ring<T>(g, p.n, threads);
+  if (g.planar && r.panel < g.cols) return false;
   const int vecs = r.vecs;
   Cut cut;
   cut.blocks = (g.channels + vecs * kLanes<A> - 1) / (vecs * kLanes<A>);
   cut.strips = 1;
   const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr, false};
   Conv<T> c{p,       g,       r,       src,     w,       bias,    dst,    past_caches<T>(p, g, dst), stage, nullptr,
-            nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+            nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   Arena fixed{nullptr, 0};
   c.take(fixed, 0);
   const i64 block_bytes = c.packed_elements() * static_cast<i64>(sizeof(A)) + 64;

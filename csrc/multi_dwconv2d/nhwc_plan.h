@@ -42,12 +42,12 @@ struct Plane {
 // ho x wo points; point (i, j) reads source pixels around (in_step * i, in_step * j) and writes (out_step * i + row0,
 // ...).
 struct Plan {
-  bool backward;
+  bool backward, planar;  // planar: NCHW tensors, transposed on the way
   i64 in_h, in_w, in_step_h, in_step_w, out_h, out_w, out_step_h, out_step_w, rows, cols;
   Strides in, out;
   int first, branches;  // of p.branches: those that share input channels
   i64 channels;
-  int passes, planes, slots, runs, terms, lo_c, hi_c;
+  int passes, planes, slots, runs, terms, lo_c, hi_c, hi_row;
   Pass* pass;
   Plane* plane;
   Run* run;
@@ -70,6 +70,7 @@ inline int sets(const Params& p, const Plan& g) { return p.combine == Combine::a
 inline Plan outline(const Params& p, bool backward, int first, int branches) {
   Plan g{};
   g.backward = backward;
+  g.planar = p.layout == Layout::nchw;
   g.first = first;
   g.branches = branches;
   g.channels = p.branches[first].channels;
@@ -191,6 +192,8 @@ inline void build(const Params& p, Plan& g, int longest) {
       }
   }
   g.slots = slot;
+  g.hi_row = 0;
+  for (int q = 0; q < g.planes; ++q) g.hi_row = imax(g.hi_row, g.plane[q].hi);
 }
 
 // How a staged row lies in scratch: [vector][column class, for strides][column][channel].

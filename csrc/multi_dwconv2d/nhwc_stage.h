@@ -1,12 +1,13 @@
 // NHWC: copies rows of one channel block into scratch as accumulators, zeros where the image ends.
 #pragma once
-#include "multi_dwconv2d/nhwc_plan.h"
+#include "multi_dwconv2d/nhwc_planes.h"
 
 namespace {
 namespace nhwc {
 
 constexpr std::size_t kThreadBytes = 1u << 20;  // scratch of one thread
 constexpr i64 kRowsGrain = 128;                 // pixels of a row, or of several short rows, computed at once
+constexpr i64 kPlanesGrain = 256;               // the same of planes: small maps at once
 constexpr i64 kRingBytes = 512 << 10;           // of which staged rows at most
 constexpr i64 kWeightBytes = 320 << 10;         // and packed weights of one channel block
 
@@ -54,7 +55,8 @@ i64 ring_bytes(const Plan& g, const Ring<A>& r) {
 
 // Rows at once: enough columns that a visit to a channel's sums or weights pays, in equal steps down the image.
 inline int rows_at_once(const Plan& g) {
-  const i64 most = kRowsGrain / g.cols > 1 ? kRowsGrain / g.cols : 1, steps = (g.rows + most - 1) / most;
+  const i64 grain = g.planar ? kPlanesGrain : kRowsGrain;
+  const i64 most = grain / g.cols > 1 ? grain / g.cols : 1, steps = (g.rows + most - 1) / most;
   return static_cast<int>((g.rows + steps - 1) / steps);
 }
 
@@ -76,6 +78,7 @@ template <class T>
 Ring<Acc<T>> fit_ring(Plan& g, i64 units, int threads) {
   using A = Acc<T>;
   constexpr int V = kLanes<A>, line = kBlockVecs<T>;
+  if (g.planar) return rows_ring<T>(g, line);
   const int need = static_cast<int>((g.channels + V - 1) / V), lines = (need + line - 1) / line;
   const i64 a_line = ring_bytes(g, ring_of<A>(g, g.cols, line, rows_at_once(g)));
   if (a_line > kRingBytes) return rows_ring<T>(g, imin(line, need));
@@ -155,11 +158,27 @@ struct Stage {
       const Plane& f = g.plane[q];
       i64 last = i * g.in_step_h + f.hi;
       if (last >= g.in_h) last = g.in_h - 1;
+      if constexpr (kTransposes<T>)
+        if (g.planar) {
+          fill_planes(src + f.channel * g.in.c, q, last, channels);
+          continue;
+        }
       for (; next[q] <= last; ++next[q]) {
         const i64 row = next[q];
         stage_row<T>(src + f.channel + row * g.in.h, g.in.w, g.in_w, j0 * g.in_step_w + g.lo_c, g.in_step_w,
                      r.class_cols, base[q] + row % f.ring * r.row, r.vec, channels, panels);
       }
+    }
+  }
+  // The same from planes, in as few pieces as the ring's end allows.
+  void fill_planes(const T* src, int q, i64 last, i64 channels) {
+    const i64 ring = g.plane[q].ring;
+    while (next[q] <= last) {
+      const i64 row = next[q], slot = row % ring;
+      const i64 rows = last + 1 - row < ring - slot ? last + 1 - row : ring - slot;
+      read_planes<T>(src + row * g.in.h, g.in.c, rows, g.in_w, channels,
+                     base[q] + slot * r.row - g.lo_c * kLanes<A>, r.row, r.vec);
+      next[q] += rows;
     }
   }
   void advance(i64 grid_rows) {

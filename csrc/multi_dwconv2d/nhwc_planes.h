@@ -1,0 +1,155 @@
+// NCHW tensors for the engine that has channels in its vectors: blocks of planes transposed on the way in and out.
+#pragma once
+#include "multi_dwconv2d/nhwc_plan.h"
+
+namespace {
+namespace nhwc {
+
+// v[i] lane j becomes v[j] lane i.
+#if defined(__AVX512F__)
+LK_INLINE void transpose(Vec<float>* v) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps((__m512)v[i], (__m512)v[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps((__m512)v[i], (__m512)v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m512d lo = _mm512_castps_pd(a[i + j]), hi = _mm512_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi));
+      b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi));
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    a[i] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
+    a[i + 4] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
+    a[i + 8] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    v[i] = (Vec<float>)_mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
+    v[i + 8] = (Vec<float>)_mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
+  }
+}
+#elif defined(__AVX2__)
+LK_INLINE void transpose(Vec<float>* v) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps((__m256)v[i], (__m256)v[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps((__m256)v[i], (__m256)v[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m256d lo = _mm256_castps_pd(a[i + j]), hi = _mm256_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(lo, hi));
+      b[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(lo, hi));
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    v[i] = (Vec<float>)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+    v[i + 4] = (Vec<float>)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  }
+}
+#else
+LK_INLINE void transpose(Vec<float>* v) {
+  for (int i = 0; i < kLanes<float>; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float t = v[i][j];
+      v[i][j] = v[j][i];
+      v[j][i] = t;
+    }
+}
+#endif
+
+// Whether planes are worth transposing: one dtype of sums has the transposition.
+template <class T>
+constexpr bool kTransposes = sizeof(Acc<T>) == 4;
+
+// `rows` rows of `width` pixels that follow each other in each of `channels` planes; pixel (i, j) of vector f goes to
+// dst + i * row + f * vec + j * V. Here and below the last piece moves back to end with the rows.
+template <class T>
+void read_planes(const T* src, i64 plane, i64 rows, i64 width, i64 channels, Acc<T>* dst, i64 row, i64 vec) {
+  using A = Acc<T>;
+  constexpr int V = kLanes<A>;
+  const i64 n = rows * width;
+  for (; channels > 0; channels -= V, src += V * plane, dst += vec) {
+    const int lanes = imin(V, channels);
+    i64 i = 0, j = 0;
+    for (i64 p = 0; p < n; p += V) {
+      if (p + V > n && n >= V) p = n - V, i = p / width, j = p % width;
+      const int m = imin(V, n - p);
+      Vec<A> v[V];
+      if (lanes == V && m == V) {
+#pragma GCC unroll 16
+        for (int l = 0; l < V; ++l) v[l] = vload(src + l * plane + p);
+      } else {
+        for (int l = 0; l < V; ++l) v[l] = l < lanes ? vload(src + l * plane + p, m) : Vec<A>{};
+      }
+      transpose(v);
+      A* to = dst + i * row + j * V;
+      if (m == V && j + V <= width) {
+#pragma GCC unroll 16
+        for (int k = 0; k < V; ++k) vstore(to + k * V, v[k]);
+        j += V;
+        if (j == width) j = 0, ++i;
+        continue;
+      }
+#pragma GCC unroll 16
+      for (int k = 0; k < V; ++k) {
+        if (k >= m) break;
+        vstore(to, v[k]);
+        to += V;
+        if (++j == width) j = 0, to = dst + ++i * row;
+      }
+    }
+  }
+}
+
+// n pixels of one vector, from `src` on, into n neighbouring elements of each of `lanes` planes; `past` the caches if
+// these are whole vectors.
+template <class T>
+void write_planes(const Acc<T>* src, i64 n, int lanes, T* dst, i64 plane, bool past) {
+  using A = Acc<T>;
+  constexpr int V = kLanes<A>;
+  for (i64 p = 0; p < n; p += V) {
+    if (p + V > n && n >= V) p = n - V;
+    const int m = imin(V, n - p);
+    Vec<A> v[V];
+#pragma GCC unroll 16
+    for (int k = 0; k < V; ++k) v[k] = vload(src + (p + k) * V);
+    transpose(v);
+    if (lanes == V && m == V) {
+      if (past) {
+#pragma GCC unroll 16
+        for (int l = 0; l < V; ++l) vstream(dst + l * plane + p, v[l]);
+      } else {
+#pragma GCC unroll 16
+        for (int l = 0; l < V; ++l) vstore(dst + l * plane + p, v[l]);
+      }
+    } else {
+      for (int l = 0; l < lanes; ++l) vstore(dst + l * plane + p, v[l], m);
+    }
+  }
+}
+
+// n elements, whole lines, past the caches.
+template <class T>
+void stream_lines(const T* src, i64 n, T* dst) {
+  constexpr i64 step = kVecBytes / static_cast<i64>(sizeof(T));
+  using H = Vec<float>;
+  for (i64 i = 0; i < n; i += step) {
+    H v;
+    __builtin_memcpy(&v, src + i, sizeof v);
+    vstream(reinterpret_cast<float*>(dst + i), v);
+  }
+}
+
+}  // namespace nhwc
+}  // namespace

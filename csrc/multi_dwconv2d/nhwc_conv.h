@@ -163,9 +163,7 @@ struct Conv {
     for (int k = 0; k < g.passes; ++k) {
       const Pass& s = g.pass[k];
       T* const to = image + (s.channel + c0) * g.out.c + i * g.out.h;
-      const i64 lines = channels * n * static_cast<i64>(sizeof(T));
-      const bool gathered = past && n == g.out.c && lines % 64 == 0 && (s.channel + c0) * n * sizeof(T) % 64 == 0;
-      const bool direct = past && n * sizeof(T) % 64 == 0 && g.out.c * sizeof(T) % 64 == 0 && i * g.out.h * sizeof(T) % 64 == 0;
+      const bool whole = n == g.out.c, streaming = past && in_lines(channels * n) && in_lines((s.channel + c0) * g.out.c) && (whole || (in_lines(n) && in_lines(g.out.c)));
       for (int v = 0; v * V < channels; ++v) {
         const i64 own = weights - packed + static_cast<i64>(v) * g.slots * V;
         for (int d = 0; d < rows; ++d) {
@@ -173,12 +171,13 @@ struct Conv {
                              false};
           conv_row<A>(tile, v * r.vec, line + d * g.cols * V, split[k], ahead);
         }
-        write_planes<T>(line, n, imin(V, channels - v * V), (gathered && !direct ? block : to) + v * V * g.out.c,
-                        g.out.c, direct);
+        const i64 plane = streaming ? n : g.out.c;
+        write_planes<T>(line, n, imin(V, channels - v * V), (streaming ? block : to) + v * V * plane, plane);
       }
-      if (gathered && !direct) stream_lines(block, channels * n, to);
+      if (streaming) for (i64 c = 0; c < (whole ? 1 : channels); ++c) stream_lines(block + c * n, whole ? channels * n : n, to + c * g.out.c);
     }
   }
+  static bool in_lines(i64 elements) { return elements * static_cast<i64>(sizeof(T)) % 64 == 0; }
 
   void unit(const T* from, i64 next_unit, T* to, i64 c0, i64 i0, i64 i1, const A* weights) {
     i64 channels = g.channels - c0;

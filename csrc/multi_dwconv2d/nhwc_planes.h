@@ -115,7 +115,7 @@ void read_planes(const T* src, i64 plane, i64 rows, i64 width, i64 channels, Acc
 // n pixels of one vector, from `src` on, into n neighbouring elements of each of `lanes` planes; `past` the caches if
 // these are whole vectors.
 template <class T>
-void write_planes(const Acc<T>* src, i64 n, int lanes, T* dst, i64 plane, bool past) {
+void write_planes(const Acc<T>* src, i64 n, int lanes, T* dst, i64 plane) {
   using A = Acc<T>;
   constexpr int V = kLanes<A>;
   for (i64 p = 0; p < n; p += V) {
@@ -126,13 +126,8 @@ void write_planes(const Acc<T>* src, i64 n, int lanes, T* dst, i64 plane, bool p
     for (int k = 0; k < V; ++k) v[k] = vload(src + (p + k) * V);
     transpose(v);
     if (lanes == V && m == V) {
-      if (past) {
 #pragma GCC unroll 16
-        for (int l = 0; l < V; ++l) vstream(dst + l * plane + p, v[l]);
-      } else {
-#pragma GCC unroll 16
-        for (int l = 0; l < V; ++l) vstore(dst + l * plane + p, v[l]);
-      }
+      for (int l = 0; l < V; ++l) vstore(dst + l * plane + p, v[l]);
     } else {
       for (int l = 0; l < lanes; ++l) vstore(dst + l * plane + p, v[l], m);
     }

@@ -68,7 +68,7 @@ struct Conv {
   }
 
   // Runs that meet the image at grid row i, the d-th of those staged.
-  void resolve(i64 i, int d) {
+  void resolve(i64 i, i64 j0, int d) {
     for (int k = 0; k < g.passes; ++k) {
       const Pass& s = g.pass[k];
       RunAt<A>* to = active + d * g.runs + s.run;
@@ -80,6 +80,8 @@ struct Conv {
         if (row < 0 || row >= g.in_h) continue;
         to->x = stage.at(t.plane, t.row + d * static_cast<int>(g.in_step_h)) + t.x;
         to->w = packed + t.w;
+        to->lo = static_cast<int>(-floor_div(j0 * g.in_step_w + t.dc, g.in_step_w));
+        to->hi = static_cast<int>(floor_div(g.in_w - 1 - j0 * g.in_step_w - t.dc, g.in_step_w)) + 1;
         ++to;
         ++n[t.kind];
       }
@@ -199,7 +201,7 @@ struct Conv {
       for (i64 i = i0; i < i1; i += r.rows, stage.advance(r.rows)) {
         const int rows = imin(r.rows, i1 - i);
         stage.fill(from + c0 * g.in.c, i + rows - 1, j0, channels);
-        for (int d = 0; d < rows; ++d) resolve(i + d, d);
+        for (int d = 0; d < rows; ++d) resolve(i + d, j0, d);
         if constexpr (kTransposes<T>)
           if (g.planar) {
             Ahead h = planes_ahead(from + c0 * g.in.c, next_unit, i, rows, channels);

@@ -59,6 +59,8 @@ struct Plan {
 inline int imin(i64 a, i64 b) { return static_cast<int>(a < b ? a : b); }
 inline int imax(i64 a, i64 b) { return static_cast<int>(a > b ? a : b); }
 
+inline i64 floor_div(i64 a, i64 b) { return a / b - (a % b < 0); }
+
 // Branches whose taps meet in set q: [from, to).
 inline void set_of(const Params& p, const Plan& g, int q, int* from, int* to) {
   *from = p.combine == Combine::concat ? g.first + q : g.first;

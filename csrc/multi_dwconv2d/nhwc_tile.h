@@ -35,18 +35,23 @@ template <class A>
 struct RunAt {
   const A* x;  // pixel that meets the first tap at output column 0
   const A* w;  // weights of the run, a vector each
+  int lo, hi;  // pixels [lo, hi) from x on lie in the image
 };
 
+// Zeros staged where the image ends are not multiplied: of 7x7 on a 7x7 map that is a quarter of the work. `lo`, `hi`:
+// as in RunAt, counted from this tile on.
 template <int L, int TW, class A>
-LK_INLINE void add_run(Vec<A>* acc, const A* x, const A* w) {
-  constexpr int V = kLanes<A>;
+LK_INLINE void add_run(Vec<A>* acc, const A* x, const A* w, int lo, int hi) {
+  constexpr int V = kLanes<A>, N = TW + L - 1, kSkip = L > 4 ? L / 2 : L - 1;
   LK_OPAQUE(x);
   LK_OPAQUE(w);
   Vec<A> k[L];
 #pragma GCC unroll 16
   for (int j = 0; j < L; ++j) k[j] = vload(w + j * V);
 #pragma GCC unroll 32
-  for (int q = 0; q < TW + L - 1; ++q) {
+  for (int q = 0; q < N; ++q) {
+    if (q < kSkip && q < lo) continue;
+    if (q >= N - kSkip && q >= hi) continue;
     Vec<A> v = vload(x + q * V);
     if (L > 1) LK_KEEP(v);
 #pragma GCC unroll 16
@@ -92,13 +97,13 @@ struct Tile {
   bool stream;           // past the caches
 };
 
-// `tiles` neighbouring tiles of TW output columns each; x0 is added to every run's pixel.
+// `tiles` neighbouring tiles of TW output columns each, from column `at` on; x0 is added to every run's pixel.
 template <class A, int TW>
-void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles, Ahead& ahead) {
+void conv_tiles(const Tile<A>& a, i64 x0, int at, A* out, int tiles, Ahead& ahead) {
   const int rate = ahead.turn();
   const i64 w0 = a.w0, out_step = a.out_step;
   const Vec<A> init = vload(a.init);
-  for (; tiles > 0; --tiles, x0 += TW * kLanes<A>) {
+  for (; tiles > 0; --tiles, x0 += TW * kLanes<A>, at += TW) {
     Vec<A> acc[TW];
 #pragma GCC unroll 16
     for (int t = 0; t < TW; ++t) acc[t] = init;
@@ -106,7 +111,7 @@ void conv_tiles(const Tile<A>& a, i64 x0, A* out, int tiles, Ahead& ahead) {
 #define LK_RUNS(KIND)                                         \
   for (int n = a.count[KIND]; n > 0; --n, ++r) {              \
     ahead.fetch(rate);                                        \
-    add_run<kRunLength[KIND], TW>(acc, r->x + x0, r->w + w0); \
+    add_run<kRunLength[KIND], TW>(acc, r->x + x0, r->w + w0, r->lo - at, r->hi - at); \
   }
     LK_RUNS(0);
     LK_RUNS(1);
@@ -137,7 +142,7 @@ inline Split split_columns(i64 columns) {
 
 template <class A>
 void conv_row(const Tile<A>& a, i64 x0, A* out, const Split& s, Ahead& ahead) {
-  using Fn = void (*)(const Tile<A>&, i64, A*, int, Ahead&);
+  using Fn = void (*)(const Tile<A>&, i64, int, A*, int, Ahead&);
 #define LK_T(n) conv_tiles<A, n>
 #if defined(__AVX512F__)
   static constexpr Fn fn[] = {nullptr, LK_T(1),  LK_T(2),  LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6),  LK_T(7), LK_T(8),
@@ -146,13 +151,9 @@ void conv_row(const Tile<A>& a, i64 x0, A* out, const Split& s, Ahead& ahead) {
   static constexpr Fn fn[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
 #endif
 #undef LK_T
-  if (s.wide_tiles) {
-    fn[s.narrow + 1](a, x0, out, s.wide_tiles, ahead);
-    const i64 done = s.wide_tiles * (s.narrow + 1);
-    x0 += done * kLanes<A>;
-    out += done * a.out_step;
-  }
-  fn[s.narrow](a, x0, out, s.narrow_tiles, ahead);
+  const int wide = s.wide_tiles * (s.narrow + 1);
+  if (wide) fn[s.narrow + 1](a, x0, 0, out, s.wide_tiles, ahead);
+  fn[s.narrow](a, x0 + wide * kLanes<A>, wide, out + wide * a.out_step, s.narrow_tiles, ahead);
 }
 
 }  // namespace nhwc

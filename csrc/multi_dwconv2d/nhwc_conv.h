@@ -80,8 +80,8 @@ struct Conv {
         if (row < 0 || row >= g.in_h) continue;
         to->x = stage.at(t.plane, t.row + d * static_cast<int>(g.in_step_h)) + t.x;
         to->w = packed + t.w;
-        to->lo = static_cast<int>(-floor_div(j0 * g.in_step_w + t.dc, g.in_step_w));
-        to->hi = static_cast<int>(floor_div(g.in_w - 1 - j0 * g.in_step_w - t.dc, g.in_step_w)) + 1;
+        to->lo = t.lo - static_cast<int>(j0);
+        to->hi = t.hi - static_cast<int>(j0);
         ++to;
         ++n[t.kind];
       }

@@ -148,7 +148,7 @@ inline void add_row(const Params& p, Plan& g, Pass& s, int plane, int dr, int lo
       from_plane.hi = imax(from_plane.hi, dr);
       g.lo_c = imin(g.lo_c, col);
       g.hi_c = imax(g.hi_c, col + (length - 1) * step);
-      g.run[g.runs++] = {plane, 0, run_kind(length), dr, col, s.slot + s.slots, 0, 0};
+      g.run[g.runs++] = {plane, 0, run_kind(length), dr, col, s.slot + s.slots, 0, 0, 0, 0};
       ++s.runs;
       for (int i = 0; i < length; ++i, ++at) mark[col + i * step] = s.slot + s.slots++;
     }
@@ -223,6 +223,8 @@ Ring<A> ring_of(Plan& g, i64 panel, int vecs, int rows_at_once) {
     t.row = t.dr - g.plane[t.plane].lo;
     t.x = (c % s * r.class_cols + c / s) * v;
     t.w = static_cast<i64>(t.slot) * v;
+    t.lo = static_cast<int>(-floor_div(t.dc, s));
+    t.hi = static_cast<int>(floor_div(g.in_w - 1 - t.dc, s)) + 1;
   }
   return r;
 }

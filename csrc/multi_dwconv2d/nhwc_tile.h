@@ -28,7 +28,8 @@ inline int run_kind(int length) { return length == 7 ? 0 : 6 - length; }
 struct Run {
   int plane, row, kind;  // row: kernel row counted from the plane's first
   int dr, dc, slot;      // row and column offset of the first tap, its weight
-  i64 x, w;              // the same, as offsets into a staged row and into packed weights
+  int lo, hi;            // at output column 0, which pixels of the row from the first tap's on lie in the image
+  i64 x, w;              // row, column and weight as offsets into a staged row and into packed weights
 };
 
 template <class A>

@@ -50,7 +50,7 @@ struct WeightGrad {
     cells = a.take<A>(taps * V);
     block = a.take<Block>(g.runs);
     lines = a.take<const A*>(line_count());
-    streams = a.take<Stream>(r.rows * (g.in_step_h * g.in_step_w + 1));
+    streams = a.take<Stream>(g.planar ? 2 * block_channels() : r.rows * (g.in_step_h * g.in_step_w + 1));
   }
 
   void clear(A* to, i64 n) const {
@@ -65,7 +65,6 @@ struct WeightGrad {
   // next image's.
   Ahead ahead(const T* xi, const T* gi, const Pass& s, i64 i, i64 j0, int count, i64 n) {
     Ahead h{streams, 0, 0, 0, n};
-    if (g.planar) return h;
     const auto add = [&](const T* image, const Strides& t, i64 row, i64 height, i64 column, i64 step) {
       if (row < 0 || row >= 2 * height) return;
       const T* at = image + (row < height ? row * t.h : t.n + (row - height) * t.h) + column * t.w;
@@ -78,6 +77,23 @@ struct WeightGrad {
           add(xi, g.in, (i + count - 1) * g.in_step_h + g.plane[0].hi + 1 + d, g.in_h, j0 * g.in_step_w + c,
               g.in_step_w);
     h.rate = 1;
+    return h;
+  }
+
+  // Lines of the planes that are transposed next: this block's for the next pass, or the next rows'.
+  Ahead planes_ahead(const T* xi, const T* gi, const Pass& s, i64 i, int count, i64 channels) {
+    Ahead h{streams, 0, 1, 0, (r.rows * g.cols * static_cast<i64>(sizeof(T)) + 63) / 64};
+    const auto add = [&](const T* at, i64 plane) {
+      for (i64 c = 0; c < channels; ++c) streams[h.streams++] = {reinterpret_cast<const char*>(at + c * plane), 64};
+    };
+    const bool turn = i + count >= g.rows, last = &s + 1 == g.pass + g.passes;
+    if (!last) {
+      add(gi + (&s + 1)->channel * g.out.c + i * g.out.h, g.out.c);
+      return h;
+    }
+    add(gi + g.pass->channel * g.out.c + (turn ? g.out.n : (i + count) * g.out.h), g.out.c);
+    const i64 row = i + count + g.plane[0].hi;
+    if (turn || row < g.in_h) add(xi + (turn ? g.in.n : row * g.in.h), g.in.c);
     return h;
   }
 
@@ -114,7 +130,8 @@ struct WeightGrad {
     cut_blocks(s, i, count);
     Ahead h{};
     for (i64 v = 0; v * V < channels; ++v) {
-      if (v % kBlockVecs<T> == 0) h = ahead(xi + v * V, gi + v * V, s, i, j0, count, n);
+      if (g.planar && v == 0) h = planes_ahead(xi, gi, s, i, count, channels);
+      if (!g.planar && v % kBlockVecs<T> == 0) h = ahead(xi + v * V, gi + v * V, s, i, j0, count, n);
       for (int k = 0; k < pass_blocks; ++k) {
         const Block& b = block[k];
         gather_block<A>(b.kind, b.runs,
@@ -215,7 +232,7 @@ bool bwd_w_group(const Params& p, int first, int branches, const T* grad, const 
   const double products = static_cast<double>(p.n) * g.channels * p.ho * p.wo * g.slots;
   const int threads = products < kTeamGrain ? 1 : p.threads;
   const int need = static_cast<int>((g.channels + V - 1) / V), lines = (need + line - 1) / line;
-  const int blocks = (lines + kGatherLines - 1) / kGatherLines;
+  const int at_once = g.planar ? 1 : kGatherLines, blocks = (lines + at_once - 1) / at_once;
   const int vecs = imin(need, (lines + blocks - 1) / blocks * line);
   // Every group costs a part to fill and to add up, so small work is not cut.
   i64 groups = (kGatherUnits + blocks - 1) / blocks;

@@ -13,27 +13,21 @@ const T* in(const void* v) {
   return static_cast<const T*>(v);
 }
 
-// The engine with channels in its vectors takes every NHWC call, and NCHW calls on narrow maps.
-template <class T>
-bool takes(const Params& p) {
-  return p.layout == Layout::nhwc || nhwc::takes_planes<T>(p);
-}
-
 template <class T>
 int fwd_as(const Params& p, const void* x, const void* w, const void* b, void* y) {
-  if (takes<T>(p) && nhwc::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y))) return ok;
+  if (nhwc::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y))) return ok;
   if (p.layout == Layout::nchw) return nchw::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
   return generic_fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
 }
 template <class T>
 int bwd_x_as(const Params& p, const void* g, const void* w, void* gx) {
-  if (takes<T>(p) && nhwc::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx))) return ok;
+  if (nhwc::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx))) return ok;
   if (p.layout == Layout::nchw) return nchw::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));
   return generic_bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));
 }
 template <class T>
 int bwd_w_as(const Params& p, const void* g, const void* x, void* gw) {
-  if (takes<T>(p) && nhwc::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw))) return ok;
+  if (nhwc::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw))) return ok;
   if (p.layout == Layout::nchw) return nchw::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
   return generic_bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
 }

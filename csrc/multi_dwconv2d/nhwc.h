@@ -1,4 +1,5 @@
-// NHWC entries. Each returns false, with nothing computed, for what it leaves to the generic kernels.
+// Entries of the engine with channels in its vectors: NHWC calls, and NCHW calls on narrow maps. Each returns false
+// for what it leaves to others.
 #pragma once
 #include "multi_dwconv2d/nhwc_bwd_w.h"
 #include "multi_dwconv2d/nhwc_conv.h"
@@ -21,39 +22,47 @@ inline int groups(const Params& p) {
   return apart && channels == p.c ? static_cast<int>(p.num_branches) : 0;
 }
 
-inline bool empty(const Params& p) { return p.n == 0 || p.c == 0 || p.h == 0 || p.w == 0; }
+enum class Task { forward, input, weight };
 
-// Whether NCHW tensors go through this engine: rows that follow each other, and maps so narrow that vectors along their
-// rows would stay half empty.
+// Whether an NCHW call goes through this engine, its planes transposed on the way: measured, that pays on maps narrower
+// than a vector along their rows, on wider ones where several planes are read for one that is written, and for sums
+// over whole planes unless their rows are whole vectors.
 template <class T>
-bool takes_planes(const Params& p) {
-  if constexpr (!kTransposes<T>) return false;
-  const char* e = getenv("LKP");
-  if (!e || e[0] == '0') return false;
-  return p.stride_h == 1 && p.stride_w == 1 && p.x.h == p.w && p.y.h == p.wo && p.x.w == 1 && p.y.w == 1;
+bool takes_planes(const Params& p, Task task) {
+  if (!kTransposes<T> || p.c < kLanes<float>) return false;
+  if (p.stride_h != 1 || p.stride_w != 1 || p.x.w != 1 || p.y.w != 1 || p.x.h != p.w || p.y.h != p.wo) return false;
+  if (task == Task::weight) return p.w % 16 != 0;
+  const bool several = task == Task::input && p.combine != Combine::add && p.num_branches > 1;
+  return several ? p.w <= 16 : p.w < kLanes<float>;
 }
 
 template <class T>
-bool conv_all(const Params& p, bool backward, const T* src, const T* w, const T* bias, T* dst) {
+bool takes(const Params& p, Task task) {
+  if (p.n == 0 || p.c == 0 || p.h == 0 || p.w == 0) return false;
+  return p.layout == Layout::nhwc || takes_planes<T>(p, task);
+}
+
+template <class T>
+bool conv_all(const Params& p, Task task, const T* src, const T* w, const T* bias, T* dst) {
   const int n = groups(p), branches = n == 1 ? static_cast<int>(p.num_branches) : 1;
-  if (n == 0 || empty(p)) return false;
+  if (n == 0 || !takes<T>(p, task)) return false;
   for (int m = 0; m < n; ++m)
-    if (!conv_group<T>(p, backward, m, branches, src, w, bias, dst)) return false;
+    if (!conv_group<T>(p, task == Task::input, m, branches, src, w, bias, dst)) return false;
   return true;
 }
 
 template <class T>
 bool fwd(const Params& p, const T* x, const T* w, const T* bias, T* y) {
-  return conv_all<T>(p, false, x, w, bias, y);
+  return conv_all<T>(p, Task::forward, x, w, bias, y);
 }
 template <class T>
 bool bwd_x(const Params& p, const T* g, const T* w, T* gx) {
-  return conv_all<T>(p, true, g, w, nullptr, gx);
+  return conv_all<T>(p, Task::input, g, w, nullptr, gx);
 }
 template <class T>
 bool bwd_w(const Params& p, const T* g, const T* x, T* gw) {
   const int n = groups(p), branches = n == 1 ? static_cast<int>(p.num_branches) : 1;
-  if (n == 0 || empty(p)) return false;
+  if (n == 0 || !takes<T>(p, Task::weight)) return false;
   for (int m = 0; m < n; ++m)
     if (!bwd_w_group<T>(p, m, branches, g, x, gw)) return false;
   return true;

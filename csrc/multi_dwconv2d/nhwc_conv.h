@@ -24,7 +24,7 @@ struct Conv {
   bool past;  // whether full lines bypass the caches
   Stage<T> stage;
   A *packed, *line;
-  T* block;  // outputs of one pass, of all planes of a channel block
+  T* block;      // outputs of one pass, of all planes of a channel block
   i64* columns;  // of each pass in the current panel
   Split* split;
   RunAt<A>* active;
@@ -39,7 +39,7 @@ struct Conv {
     active = a.take<RunAt<A>>(r.rows * g.runs);
     count = a.take<int[kRunKinds]>(r.rows * g.passes);
     streams = a.take<Stream>(g.planar ? g.planes * block_channels() : g.planes * g.in_step_h);
-    if (g.planar) block = a.take<T>(block_channels() * g.rows * g.cols);
+    if (g.planar) block = a.take<T>(block_channels() * r.rows * g.cols);
     columns = a.take<i64>(g.passes);
     split = a.take<Split>(g.passes);
     line = a.take<A>(g.planar ? (r.rows * r.panel + V) * V : r.panel * V * kBlockVecs<T>);
@@ -154,32 +154,37 @@ struct Conv {
     Ahead h{streams, 0, 1, 0, (n * g.in.h * static_cast<i64>(sizeof(T)) + 63) / 64};
     for (int q = 0; q < g.planes; ++q)
       for (i64 c = 0; c < channels; ++c)
-        streams[h.streams++] = {
-            reinterpret_cast<const char*>(from + (g.plane[q].channel + c) * g.in.c + row * g.in.h), 64};
+        streams[h.streams++] = {reinterpret_cast<const char*>(from + (g.plane[q].channel + c) * g.in.c + row * g.in.h),
+                                64};
     return h;
   }
+
+  static bool in_lines(i64 elements) { return elements * static_cast<i64>(sizeof(T)) % 64 == 0; }
 
   // Some grid rows, whose outputs follow each other in their planes.
   void compute_planes(i64 i, int rows, i64 c0, i64 channels, const A* weights, T* image, Ahead& ahead) {
     const i64 n = rows * g.cols;
+    const bool whole = n == g.out.c;  // then the planes follow each other too
     for (int k = 0; k < g.passes; ++k) {
       const Pass& s = g.pass[k];
       T* const to = image + (s.channel + c0) * g.out.c + i * g.out.h;
-      const bool whole = n == g.out.c, streaming = past && in_lines(channels * n) && in_lines((s.channel + c0) * g.out.c) && (whole || (in_lines(n) && in_lines(g.out.c)));
+      const bool streaming = past && in_lines((s.channel + c0) * g.out.c) && in_lines(channels * n) &&
+                             (whole || (in_lines(n) && in_lines(g.out.c)));
+      const i64 plane = streaming ? n : g.out.c;
       for (int v = 0; v * V < channels; ++v) {
         const i64 own = weights - packed + static_cast<i64>(v) * g.slots * V;
         for (int d = 0; d < rows; ++d) {
-          const Tile<A> tile{active + d * g.runs + s.run, count[d * g.passes + k], packed + own + s.slot * V, own, V,
-                             false};
+          const Tile<A> tile{
+              active + d * g.runs + s.run, count[d * g.passes + k], packed + own + s.slot * V, own, V, false};
           conv_row<A>(tile, v * r.vec, line + d * g.cols * V, split[k], ahead);
         }
-        const i64 plane = streaming ? n : g.out.c;
         write_planes<T>(line, n, imin(V, channels - v * V), (streaming ? block : to) + v * V * plane, plane);
       }
-      if (streaming) for (i64 c = 0; c < (whole ? 1 : channels); ++c) stream_lines(block + c * n, whole ? channels * n : n, to + c * g.out.c);
+      if (streaming)
+        for (i64 c = 0; c < channels; c += whole ? channels : 1)
+          stream_lines(block + c * n, whole ? channels * n : n, to + c * g.out.c);
     }
   }
-  static bool in_lines(i64 elements) { return elements * static_cast<i64>(sizeof(T)) % 64 == 0; }
 
   void unit(const T* from, i64 next_unit, T* to, i64 c0, i64 i0, i64 i1, const A* weights) {
     i64 channels = g.channels - c0;
@@ -227,8 +232,8 @@ struct Conv {
       A* weights = packed + b * packed_elements();
       if (!ready[b]) pack(c0, weights);
       ready[b] = 1;
-      unit(src + n * g.in.n, (b + 1 < b1 - b0 ? block_channels() : -b * block_channels()) * g.in.c + (b + 1 < b1 - b0 ? 0 : g.in.n), dst + n * g.out.n, c0,
-           i0, (strip + 1) * g.rows / cut.strips, weights);
+      const i64 next_unit = b + 1 < b1 - b0 ? block_channels() * g.in.c : g.in.n - b * block_channels() * g.in.c;
+      unit(src + n * g.in.n, next_unit, dst + n * g.out.n, c0, i0, (strip + 1) * g.rows / cut.strips, weights);
     }
   }
 };
@@ -266,8 +271,9 @@ bool conv_group(const Params& p, bool backward, int first, int branches, const T
   cut.blocks = (g.channels + vecs * kLanes<A> - 1) / (vecs * kLanes<A>);
   cut.strips = 1;
   const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr, false};
-  Conv<T> c{p,       g,       r,       src,     w,       bias,    dst,    past_caches<T>(p, g, dst), stage, nullptr,
-            nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Conv<T> c{p,       g,       r,       src,     w,       bias,    dst,     past_caches<T>(p, g, dst),
+            stage,   nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+            nullptr, nullptr};
   Arena fixed{nullptr, 0};
   c.take(fixed, 0);
   const i64 block_bytes = c.packed_elements() * static_cast<i64>(sizeof(A)) + 64;

@@ -57,20 +57,11 @@ LK_INLINE void transpose(Vec<float>* v) {
     v[i + 4] = (Vec<float>)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
   }
 }
-#else
-LK_INLINE void transpose(Vec<float>* v) {
-  for (int i = 0; i < kLanes<float>; ++i)
-    for (int j = 0; j < i; ++j) {
-      const float t = v[i][j];
-      v[i][j] = v[j][i];
-      v[j][i] = t;
-    }
-}
 #endif
 
-// Whether planes are worth transposing: one dtype of sums has the transposition.
+// Where planes are worth transposing.
 template <class T>
-constexpr bool kTransposes = sizeof(Acc<T>) == 4;
+constexpr bool kTransposes = sizeof(Acc<T>) == 4 && kVecBytes >= 32;
 
 // `rows` rows of `width` pixels that follow each other in each of `channels` planes; pixel (i, j) of vector f goes to
 // dst + i * row + f * vec + j * V. Here and below the last piece moves back to end with the rows.
@@ -137,13 +128,11 @@ void write_planes(const Acc<T>* src, i64 n, int lanes, T* dst, i64 plane) {
 // n elements, whole lines, past the caches.
 template <class T>
 void stream_lines(const T* src, i64 n, T* dst) {
-  constexpr i64 step = kVecBytes / static_cast<i64>(sizeof(T));
-  using H = Vec<float>;
-  for (i64 i = 0; i < n; i += step) {
-    H v;
-    __builtin_memcpy(&v, src + i, sizeof v);
-    vstream(reinterpret_cast<float*>(dst + i), v);
-  }
+  const float* from = reinterpret_cast<const float*>(src);
+  float* to = reinterpret_cast<float*>(dst);
+  for (i64 i = 0, bytes = n * static_cast<i64>(sizeof(T)); i < bytes;
+       i += kVecBytes, from += kLanes<float>, to += kLanes<float>)
+    vstream(to, vload(from));
 }
 
 }  // namespace nhwc

@@ -176,8 +176,8 @@ struct Stage {
     while (next[q] <= last) {
       const i64 row = next[q], slot = row % ring;
       const i64 rows = last + 1 - row < ring - slot ? last + 1 - row : ring - slot;
-      read_planes<T>(src + row * g.in.h, g.in.c, rows, g.in_w, channels,
-                     base[q] + slot * r.row - g.lo_c * kLanes<A>, r.row, r.vec);
+      read_planes<T>(src + row * g.in.h, g.in.c, rows, g.in_w, channels, base[q] + slot * r.row - g.lo_c * kLanes<A>,
+                     r.row, r.vec);
       next[q] += rows;
     }
   }

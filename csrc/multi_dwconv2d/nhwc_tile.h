@@ -109,9 +109,9 @@ void conv_tiles(const Tile<A>& a, i64 x0, int at, A* out, int tiles, Ahead& ahea
 #pragma GCC unroll 16
     for (int t = 0; t < TW; ++t) acc[t] = init;
     const RunAt<A>* r = a.runs;
-#define LK_RUNS(KIND)                                         \
-  for (int n = a.count[KIND]; n > 0; --n, ++r) {              \
-    ahead.fetch(rate);                                        \
+#define LK_RUNS(KIND)                                                                 \
+  for (int n = a.count[KIND]; n > 0; --n, ++r) {                                      \
+    ahead.fetch(rate);                                                                \
     add_run<kRunLength[KIND], TW>(acc, r->x + x0, r->w + w0, r->lo - at, r->hi - at); \
   }
     LK_RUNS(0);

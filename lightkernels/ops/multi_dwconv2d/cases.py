@@ -125,6 +125,8 @@ CASES: tuple[Case, ...] = (
     case("rows_40", (1, 2, 40, 9), (3, 7)),
     case("bulk_concat", (4, 32, 32, 32), (3, 5, 7), "bulk"),
     case("bulk_add", (3, 40, 30, 35), (3, 5, 7), "bulk", combine="add"),
+    case("bulk_narrow", (40, 48, 7, 7), (3, 5, 7), "bulk"),
+    case("bulk_narrow_tall", (12, 35, 41, 14), (3, 5, 3), "bulk", dilations=(1, 2, 3), combine="cumulative"),
     case("bulk_stride_2", (2, 37, 41, 38), (3, 5), "bulk", stride=2),
     case("bulk_split", (2, 50, 28, 28), (3, 5, 7), "bulk", split=True, bias=False),
     case("bulk_dilated", (2, 33, 29, 31), (3, 3, 3), "bulk", dilations=(1, 2, 3), combine="cumulative"),

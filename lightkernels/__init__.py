@@ -8,10 +8,12 @@ from lightkernels._core.backends import BackendUnavailable, exact_nonfinite, use
 from lightkernels._core.explain import explain
 from lightkernels._version import __version__
 from lightkernels.functional import multi_dwconv2d, rsdc2d
+from lightkernels.nn.convert import convert
 
 __all__ = [
     "BackendUnavailable",
     "__version__",
+    "convert",
     "exact_nonfinite",
     "explain",
     "functional",

@@ -35,12 +35,12 @@ BELOW = {
 UPWARD = {("_core/explain.py", "ops", "lazy")}
 
 PUBLIC = {
-    "lightkernels": """BackendUnavailable __version__ exact_nonfinite explain functional models multi_dwconv2d nn ops
-        rsdc2d use_backend""",
+    "lightkernels": """BackendUnavailable __version__ convert exact_nonfinite explain functional models
+        multi_dwconv2d nn ops rsdc2d use_backend""",
     "lightkernels.functional": "multi_dwconv2d rsdc2d",
     "lightkernels.models": """Count count create_model dilated_mobilenetv2 list_models mobilenetv2 multiception_net
         pydmobilenet""",
-    "lightkernels.nn": "DepthwiseSeparable2d MultiDepthwiseConv2d Multiception2d",
+    "lightkernels.nn": "DepthwiseSeparable2d MultiDepthwiseConv2d Multiception2d RSDC2d rsdc_rule",
 }
 
 

@@ -65,8 +65,12 @@ def check_once(op: str, taps: Any, kernel_size: int) -> None:
         return
     check_values(op, taps, kernel_size)
     if not taps.is_inference():
-        key = id(taps)
-        _checked[key] = (weakref.ref(taps, lambda _: _checked.pop(key, None)), taps._version, kernel_size)
+        _remember(taps, kernel_size)
+
+
+def _remember(taps: Tensor, kernel_size: int) -> None:
+    key = id(taps)
+    _checked[key] = (weakref.ref(taps, lambda _: _checked.pop(key, None)), taps._version, kernel_size)
 
 
 def _has_values(taps: Tensor) -> bool:
@@ -94,3 +98,9 @@ def draw(
         order[:, cells // 2] = -1
     chosen = order.argsort(1)[:, :taps].clone(memory_format=torch.contiguous_format)
     return chosen.sort(1).values.to(device or "cpu")
+
+
+def trust(taps: Tensor, kernel_size: int) -> None:
+    """Remember a set that was just drawn as right, so that no device has to wait for its values."""
+    if not torch.compiler.is_compiling() and not taps.is_inference() and _has_values(taps):
+        _remember(taps, kernel_size)

@@ -1,5 +1,9 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
-#include "rsdc2d/kernel_cpu.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "rsdc2d/dense.h"
 
 #define LK_CAT2(a, b) a##b
 #define LK_CAT(a, b) LK_CAT2(a, b)
@@ -10,11 +14,12 @@ using namespace rsdc;
 
 template <class T>
 int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
+  if (p.sets <= p.groups) return dense_conv<T>(p, false, x, w, bias, y);
   return generic_fwd<T>(p, x, w, bias, y);
 }
 template <class T>
 int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
-  return generic_bwd_x<T>(p, g, w, gx);
+  return dense_conv<T>(p, true, g, w, nullptr, gx);
 }
 template <class T>
 int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {

@@ -1,0 +1,175 @@
+// Dense groups, output channels in the vector: forward, and the input gradient as a convolution of the output's.
+#pragma once
+#include "rsdc2d/dense_tile.h"
+
+namespace {
+namespace rsdc {
+
+constexpr i64 kStripBytes = 256 << 10;  // of staged input, to stay in the second-level cache
+
+// Grid rows of a strip: what the cache holds, cut further where threads would be idle.
+inline i64 strip_rows(const Plan& g, i64 row_bytes, i64 units) {
+  i64 rows = larger(1, kStripBytes / larger(1, row_bytes) - g.halo());
+  if (rows < g.halo()) rows = smaller(g.halo(), 8);
+  const i64 threads = parallel(g.p) ? g.p.threads : 1;
+  if (units < 2 * threads) rows = smaller(rows, ceil_div(g.rows.grid * units, 2 * threads));
+  rows = larger(1, smaller(rows, g.rows.grid));
+  return ceil_div(g.rows.grid, ceil_div(g.rows.grid, rows));
+}
+
+template <class T>
+struct Dense {
+  using A = Acc<T>;
+  static constexpr int V = kLanes<A>;
+  const Plan& g;
+  const T *src, *w, *bias;
+  T* dst;
+  i64 wide, blocks, strip, strips, block;  // outputs of a block; elements of its weights
+  Stage<T> stage;
+  TermList list;
+  A* packed;
+  A *line, *turned;  // a row of a block's outputs
+  Term* term;        // of a row at the edge
+  i64* count;
+
+  static i64 best_wide(i64 outputs) { return outputs % (kVectors * V) == 0 || outputs > 2 * kVectors * V ? kVectors * V : outputs <= V ? V : kVectors * V; }
+
+  Dense(const Plan& plan, const T* s, const T* weight, const T* b, T* d)
+      : g(plan),
+        src(s),
+        w(weight),
+        bias(b),
+        dst(d),
+        wide(best_wide(plan.outputs)),
+        blocks(ceil_div(plan.outputs, wide)),
+        strip(strip_rows(plan, plan.planes() * plan.sources * plan.pitch() * static_cast<i64>(sizeof(A)), plan.p.n * plan.p.groups)),
+        strips(ceil_div(plan.rows.grid, strip)),
+        block((plan.sources * plan.p.taps + 1) * wide),
+        stage(plan, plan.sources, strip, true),
+        packed(nullptr),
+        line(nullptr),
+        turned(nullptr),
+        term(nullptr),
+        count(nullptr) {}
+
+  i64 slack() const { return kPixels; }
+  void share(Arena& a) {
+    list = make_terms(g, a, stage);
+    packed = a.take<A>(g.p.groups * blocks * block);
+  }
+  void own(Arena& a) {
+    stage.take(a, slack());
+    line = a.take<A>(g.cols.grid * wide);
+    turned = a.take<A>(g.cols.grid * wide);
+    term = a.take<Term>(g.sources * g.p.taps);
+    count = a.take<i64>(g.sources);
+  }
+
+  // Weights of a block and, behind them, what its sums start from.
+  void pack(i64 b) {
+    const i64 group = b / blocks, first = b % blocks * wide;
+    A* to = packed + b * block;
+    pack_weights<T>(g, w, group, first, wide, to);
+    to += block - wide;
+    for (i64 r = 0; r < wide; ++r)
+      to[r] = bias && first + r < g.outputs ? to_acc(bias[group * g.outputs + first + r]) : A(0);
+  }
+
+  void finish(T* to, i64 n, i64 outputs) {
+    const i64 step = g.dst.w * g.cols.out_step();
+    if (g.p.layout == Layout::nhwc) {
+      for (i64 j = 0; j < n; ++j) write_line<T>(to + j * step, 1, line + j * wide, outputs);
+      return;
+    }
+    if constexpr (sizeof(T) == sizeof(A))
+      if (step == 1) return transpose<T>(to, g.dst.c, line, wide, n, outputs);
+    transpose(turned, n, line, wide, n, outputs);
+    for (i64 r = 0; r < outputs; ++r) write_line<T>(to + r * g.dst.c, step, turned + r * n, n);
+  }
+
+  void row(const DenseTile<A>& tile, const A* x, A* out, i64 n) const {
+    if (wide == V)
+      dense_row<A, 1>(tile, x, out, n);
+    else
+      dense_row<A, kVectors>(tile, x, out, n);
+  }
+
+  void unit(i64 u) {
+    const i64 group = u % g.p.groups, i0 = u / g.p.groups % strips * strip, n = u / g.p.groups / strips;
+    const i64 height = smaller(strip, g.rows.grid - i0);
+    stage.fill(src + n * g.src.n + group * g.sources * g.src.c, g.sources, i0, height);
+    const i64 set = g.set_of_channel(group, 0);
+    for (i64 b = 0; b < blocks; ++b) {
+      const A* const weights = packed + (group * blocks + b) * block;
+      const i64 outputs = smaller(wide, g.outputs - b * wide);
+      T* const map = dst + n * g.dst.n + (group * g.outputs + b * wide) * g.dst.c;
+      for (i64 f = 0; f < g.phases(); ++f) {
+        const i64 fr = f / g.cols.phases(), fc = f % g.cols.phases(), columns = g.cols.places(fc);
+        const Walk walk = list.walk(set, f, g.one_set_a_group());
+        DenseTile<A> tile{g.sources, stage.channel, g.p.taps * wide, walk, weights, weights + block - wide, wide};
+        for (i64 i = 0; i < smaller(height, g.rows.places(fr) - i0); ++i) {
+          tile.walk = near(g, walk, i0 + i, g.sources, term, count);
+          T* to = map + ((i0 + i) * g.rows.out_step() + fr) * g.dst.h + fc * g.dst.w;
+          const A* x = stage.data + i * stage.row;
+          if constexpr (sizeof(T) == sizeof(A))
+            if (g.p.layout == Layout::nhwc && outputs == wide) {
+              tile.step = g.dst.w * g.cols.out_step();
+              row(tile, x, to, columns);
+              continue;
+            }
+          row(tile, x, line, columns);
+          finish(to, columns, outputs);
+        }
+      }
+    }
+  }
+};
+
+// Work with a share for all and a part for each thread: first all blocks are packed, then all units are done.
+template <class Job>
+int run_job(Job& job, const Params& p, i64 packs, i64 units) {
+  const int threads = parallel(p) ? p.threads : 1;
+  Arena count{nullptr, 0};
+  job.share(count);
+  const i64 shared = round_up(count.used, 4096);
+  count.used = 0;
+  job.own(count);
+  const i64 each = round_up(count.used, 4096);
+  char* const memory = static_cast<char*>(scratch(static_cast<std::size_t>(shared + each * threads)));
+  if (!memory) return out_of_memory;
+  Arena all{memory, 0};
+  job.share(all);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for schedule(static)
+    for (i64 b = 0; b < packs; ++b) job.pack(b);
+    Job mine = job;
+    bool ready = false;
+#pragma omp for schedule(static)
+    for (i64 u = 0; u < units; ++u) {
+      if (!ready) {
+#ifdef _OPENMP
+        const int me = omp_get_thread_num();
+#else
+        const int me = 0;
+#endif
+        Arena part{memory + shared + me * each, 0};
+        mine.own(part);
+        mine.stage.prepare(mine.slack());
+        ready = true;
+      }
+      mine.unit(u);
+    }
+  }
+  return ok;
+}
+
+template <class T>
+int dense_conv(const Params& p, bool backward, const T* src, const T* w, const T* bias, T* dst) {
+  const Plan g = make_plan(p, backward);
+  Dense<T> job(g, src, w, bias, dst);
+  return run_job(job, p, p.groups * job.blocks, p.n * job.strips * p.groups);
+}
+
+}  // namespace rsdc
+}  // namespace

@@ -1,0 +1,90 @@
+// Microkernel with output channels in the vector: a row of pixels times a few vectors of channels stay in registers.
+#pragma once
+#include "rsdc2d/stage.h"
+
+namespace {
+namespace rsdc {
+
+#if defined(__AVX512F__)
+constexpr int kPixels = 14, kVectors = 2;
+#else
+constexpr int kPixels = 6, kVectors = 2;
+#endif
+
+template <class A>
+struct DenseTile {
+  i64 sources, channel, slots;  // slots: weights of one source, elements
+  Walk walk;
+  const A *weights, *init;
+  i64 step;  // from one pixel's outputs to the next's
+};
+
+template <class A, int M, int N>
+void dense_tile(const DenseTile<A>& a, const A* x, A* out) {
+  constexpr int V = kLanes<A>;
+  Vec<A> acc[M][N];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) acc[m][v] = vload(a.init + v * V);
+  const Term* term = a.walk.term;
+  const i64* count = a.walk.count;
+  const A* w = a.weights;
+  for (i64 s = a.sources; s > 0; --s) {
+    const Term* const end = term + *count;
+    for (const Term* t = term; t != end; ++t) {
+      const A *xt = x + t->at, *wt = w + t->slot * (N * V);
+      Vec<A> k[N];
+#pragma GCC unroll 2
+      for (int v = 0; v < N; ++v) {
+        k[v] = vload(wt + v * V);
+        LK_KEEP(k[v]);
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const Vec<A> b = every(xt[m]);
+#pragma GCC unroll 2
+        for (int v = 0; v < N; ++v) acc[m][v] = vfma(b, k[v], acc[m][v]);
+      }
+    }
+    x += a.channel;
+    w += a.slots;
+    term += a.walk.next_term;
+    count += a.walk.next_count;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m, out += a.step)
+#pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) vstore(out + v * V, acc[m][v]);
+}
+
+template <class A>
+using DenseFn = void (*)(const DenseTile<A>&, const A*, A*);
+
+template <class A, int N>
+DenseFn<A> dense_fn(i64 pixels) {
+#define LK_T(n) dense_tile<A, n, N>
+#if defined(__AVX512F__)
+  static constexpr DenseFn<A> fn[] = {nullptr, LK_T(1), LK_T(2), LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6), LK_T(7),
+                                      LK_T(8), LK_T(9), LK_T(10), LK_T(11), LK_T(12), LK_T(13), LK_T(14)};
+#else
+  static constexpr DenseFn<A> fn[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6)};
+#endif
+#undef LK_T
+  return fn[pixels];
+}
+
+// n pixels in tiles as equal as can be: 32 are 11 + 11 + 10, not 14 + 14 + 4.
+template <class A, int N>
+void dense_row(const DenseTile<A>& a, const A* x, A* out, i64 n) {
+  for (i64 tiles = ceil_div(n, kPixels); tiles > 0; --tiles) {
+    const i64 m = ceil_div(n, tiles);
+    dense_fn<A, N>(m)(a, x, out);
+    x += m;
+    out += m * a.step;
+    n -= m;
+  }
+}
+
+}  // namespace rsdc
+}  // namespace

@@ -1,0 +1,107 @@
+// Lines of elements to and from accumulators, and small transposes.
+#pragma once
+#include "rsdc2d/plan.h"
+
+namespace {
+namespace rsdc {
+
+// One element in every lane. Not splat(): adding zero is not nothing to a negative zero, so it would be done.
+template <class A>
+LK_INLINE Vec<A> every(A v) {
+  return v - Vec<A>{};
+}
+
+template <class A>
+void clear(A* p, i64 n) {
+  __builtin_memset(static_cast<void*>(p), 0, static_cast<std::size_t>(n) * sizeof(A));
+}
+
+template <class T>
+LK_INLINE void read_line(Acc<T>* to, const T* from, i64 step, i64 n) {
+  constexpr int V = kLanes<Acc<T>>;
+  i64 i = 0;
+  if (step == 1) {
+    for (; i + V <= n; i += V) vstore(to + i, vload(from + i));
+    if (i < n && n >= V) {
+      vstore(to + n - V, vload(from + n - V));
+      return;
+    }
+  }
+  for (; i < n; ++i) to[i] = to_acc(from[i * step]);
+}
+
+template <class T>
+LK_INLINE void write_line(T* to, i64 step, const Acc<T>* from, i64 n) {
+  constexpr int V = kLanes<Acc<T>>;
+  i64 i = 0;
+  if (step == 1) {
+    for (; i + V <= n; i += V) vstore(to + i, vload(from + i));
+    if (i < n && n >= V) {
+      vstore(to + n - V, vload(from + n - V));
+      return;
+    }
+  }
+  for (; i < n; ++i) to[i * step] = from_acc<T>(from[i]);
+}
+
+typedef float Four __attribute__((vector_size(16)));
+
+LK_INLINE void transpose_four(float* to, i64 to_pitch, const float* from, i64 from_pitch) {
+  Four r[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(&r[i], from + i * from_pitch, sizeof(Four));
+  const Four a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+  const Four c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  r[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  r[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  r[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  r[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * to_pitch, &r[i], sizeof(Four));
+}
+
+// to[j * to_pitch + i] = from[i * from_pitch + j] for i < m, j < n.
+template <class A>
+void transpose(A* to, i64 to_pitch, const A* from, i64 from_pitch, i64 m, i64 n) {
+  i64 i = 0;
+  if constexpr (sizeof(A) == 4)
+    for (; i + 4 <= m; i += 4) {
+      i64 j = 0;
+      for (; j + 4 <= n; j += 4) transpose_four(to + j * to_pitch + i, to_pitch, from + i * from_pitch + j, from_pitch);
+      for (; j < n; ++j)
+        for (int k = 0; k < 4; ++k) to[j * to_pitch + i + k] = from[(i + k) * from_pitch + j];
+    }
+  for (; i < m; ++i)
+    for (i64 j = 0; j < n; ++j) to[j * to_pitch + i] = from[i * from_pitch + j];
+}
+
+// A line of n pixels of c channels, channels together, to one line of pixels a channel. `part` holds 16 pixels' worth.
+template <class T>
+void pixels_to_lines(Acc<T>* to, i64 to_pitch, const T* from, i64 pixel, i64 n, i64 c, Acc<T>* part) {
+  if constexpr (sizeof(T) == sizeof(Acc<T>)) {
+    transpose(to, to_pitch, from, pixel, n, c);
+  } else {
+    for (i64 j = 0; j < n; j += 16) {
+      const i64 m = smaller(16, n - j);
+      for (i64 k = 0; k < m; ++k) read_line(part + k * c, from + (j + k) * pixel, 1, c);
+      transpose(to + j, to_pitch, part, c, m, c);
+    }
+  }
+}
+
+// The reverse.
+template <class T>
+void lines_to_pixels(T* to, i64 pixel, const Acc<T>* from, i64 from_pitch, i64 n, i64 c, Acc<T>* part) {
+  if constexpr (sizeof(T) == sizeof(Acc<T>)) {
+    transpose(to, pixel, from, from_pitch, c, n);
+  } else {
+    for (i64 j = 0; j < n; j += 16) {
+      const i64 m = smaller(16, n - j);
+      transpose(part, c, from + j, from_pitch, c, m);
+      for (i64 k = 0; k < m; ++k) write_line(to + (j + k) * pixel, 1, part + k * c, c);
+    }
+  }
+}
+
+}  // namespace rsdc
+}  // namespace

@@ -1,9 +1,6 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "rsdc2d/dense.h"
+#include "rsdc2d/dense_grad.h"
 
 #define LK_CAT2(a, b) a##b
 #define LK_CAT(a, b) LK_CAT2(a, b)
@@ -23,7 +20,7 @@ int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
 }
 template <class T>
 int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
-  return generic_bwd_w<T>(p, g, x, gw);
+  return dense_grad<T>(p, g, x, gw);
 }
 
 template <class T>

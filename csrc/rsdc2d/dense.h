@@ -54,7 +54,7 @@ struct Dense {
 
   i64 slack() const { return kPixels; }
   void share(Arena& a) {
-    list = make_terms(g, a, stage);
+    list = make_terms(g, a, stage.plane, stage.row, 1);
     packed = a.take<A>(g.p.groups * blocks * block);
   }
   void own(Arena& a) {
@@ -123,52 +123,21 @@ struct Dense {
       }
     }
   }
-};
 
-// Work with a share for all and a part for each thread: first all blocks are packed, then all units are done.
-template <class Job>
-int run_job(Job& job, const Params& p, i64 packs, i64 units) {
-  const int threads = parallel(p) ? p.threads : 1;
-  Arena count{nullptr, 0};
-  job.share(count);
-  const i64 shared = round_up(count.used, 4096);
-  count.used = 0;
-  job.own(count);
-  const i64 each = round_up(count.used, 4096);
-  char* const memory = static_cast<char*>(scratch(static_cast<std::size_t>(shared + each * threads)));
-  if (!memory) return out_of_memory;
-  Arena all{memory, 0};
-  job.share(all);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  void work() {
 #pragma omp for schedule(static)
-    for (i64 b = 0; b < packs; ++b) job.pack(b);
-    Job mine = job;
-    bool ready = false;
+    for (i64 b = 0; b < g.p.groups * blocks; ++b) pack(b);
+    stage.prepare(slack());
 #pragma omp for schedule(static)
-    for (i64 u = 0; u < units; ++u) {
-      if (!ready) {
-#ifdef _OPENMP
-        const int me = omp_get_thread_num();
-#else
-        const int me = 0;
-#endif
-        Arena part{memory + shared + me * each, 0};
-        mine.own(part);
-        mine.stage.prepare(mine.slack());
-        ready = true;
-      }
-      mine.unit(u);
-    }
+    for (i64 u = 0; u < g.p.n * strips * g.p.groups; ++u) unit(u);
   }
-  return ok;
-}
+};
 
 template <class T>
 int dense_conv(const Params& p, bool backward, const T* src, const T* w, const T* bias, T* dst) {
   const Plan g = make_plan(p, backward);
   Dense<T> job(g, src, w, bias, dst);
-  return run_job(job, p, p.groups * job.blocks, p.n * job.strips * p.groups);
+  return run_job(job, p);
 }
 
 }  // namespace rsdc

@@ -1,5 +1,9 @@
 // How a convolution with chosen taps is cut: grids of outputs, planes of inputs, what each tap reads, scratch memory.
 #pragma once
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #include "rsdc2d/kernel_cpu.h"
 
 namespace {
@@ -42,11 +46,11 @@ inline Axis make_axis(bool backward, i64 in, i64 out, i64 stride, i64 pad, i64 d
   return a;
 }
 
-// A tap that counts: where it reads in staged memory, relative to its output; its place among the weights; its shift
-// in rows.
+// A tap that counts: where it reads in staged memory, relative to its output; its place among the weights; its shifts
+// in rows and in columns.
 struct Term {
   i64 at;
-  int slot, by;
+  int slot, down, across;
 };
 
 struct Shift {
@@ -107,6 +111,36 @@ struct Arena {
     return base ? at : nullptr;
   }
 };
+
+// A job has memory shared by its threads and memory of each; every thread of the team calls work() on its own copy,
+// where loops are shared among them.
+template <class Job>
+int run_job(Job& job, const Params& p) {
+  const int threads = parallel(p) ? p.threads : 1;
+  Arena count{nullptr, 0};
+  job.share(count);
+  const i64 shared = round_up(count.used, 4096);
+  count.used = 0;
+  job.own(count);
+  const i64 each = round_up(count.used, 4096);
+  char* const memory = static_cast<char*>(scratch(static_cast<std::size_t>(shared + each * threads)));
+  if (!memory) return out_of_memory;
+  Arena all{memory, 0};
+  job.share(all);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#ifdef _OPENMP
+    const int me = omp_get_thread_num();
+#else
+    const int me = 0;
+#endif
+    Job mine = job;
+    Arena part{memory + shared + me * each, 0};
+    mine.own(part);
+    mine.work();
+  }
+  return ok;
+}
 
 }  // namespace rsdc
 }  // namespace

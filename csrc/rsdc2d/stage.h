@@ -82,14 +82,13 @@ inline Walk near(const Plan& g, const Walk& w, i64 i, i64 channels, Term* term, 
     const Term* from = w.term + c * w.next_term;
     i64 n = 0;
     for (i64 t = 0; t < w.count[c * w.next_count]; ++t)
-      if (i + from[t].by >= 0 && i + from[t].by < g.rows.plane) term[c * to.next_term + n++] = from[t];
+      if (i + from[t].down >= 0 && i + from[t].down < g.rows.plane) term[c * to.next_term + n++] = from[t];
     count[c * to.next_count] = n;
   }
   return to;
 }
 
-template <class T>
-TermList make_terms(const Plan& g, Arena& a, const Stage<T>& s) {
+inline TermList make_terms(const Plan& g, Arena& a, i64 plane, i64 row, i64 pixel) {
   TermList l{g.p.taps, g.phases(), nullptr, nullptr};
   l.term = a.take<Term>(g.p.sets * l.phases * l.taps);
   l.count = a.take<i64>(g.p.sets * l.phases);
@@ -101,9 +100,9 @@ TermList make_terms(const Plan& g, Arena& a, const Stage<T>& s) {
         const Tap tap = tap_at(g.p, set, t);
         const Shift u = shift_of(g.rows, f / g.cols.phases(), tap.dy), v = shift_of(g.cols, f % g.cols.phases(), tap.dx);
         if (!tap.inside || !u.counts || !v.counts) continue;
-        l.term[(set * l.phases + f) * l.taps + n++] = {
-            (u.plane * g.cols.planes() + v.plane) * s.plane + (u.by - g.rows.lo) * s.row + v.by, static_cast<int>(t),
-            static_cast<int>(u.by)};
+        const i64 at = (u.plane * g.cols.planes() + v.plane) * plane + (u.by - g.rows.lo) * row + v.by * pixel;
+        l.term[(set * l.phases + f) * l.taps + n++] = {at, static_cast<int>(t), static_cast<int>(u.by),
+                                                       static_cast<int>(v.by)};
       }
       l.count[set * l.phases + f] = n;
     }

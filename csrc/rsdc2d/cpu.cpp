@@ -1,6 +1,7 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
 #include "rsdc2d/dense.h"
 #include "rsdc2d/dense_grad.h"
+#include "rsdc2d/sparse.h"
 
 #define LK_CAT2(a, b) a##b
 #define LK_CAT(a, b) LK_CAT2(a, b)
@@ -9,14 +10,18 @@ namespace {
 
 using namespace rsdc;
 
+// Whether channels fill vectors better than pixels do.
+inline bool wide_enough(i64 outputs) { return outputs >= 8; }
+
 template <class T>
 int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
-  if (p.sets <= p.groups) return dense_conv<T>(p, false, x, w, bias, y);
-  return generic_fwd<T>(p, x, w, bias, y);
+  if (p.sets <= p.groups && wide_enough(group_out(p))) return dense_conv<T>(p, false, x, w, bias, y);
+  return sparse_conv<T>(p, false, x, w, bias, y);
 }
 template <class T>
 int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
-  return dense_conv<T>(p, true, g, w, nullptr, gx);
+  if (wide_enough(group_in(p))) return dense_conv<T>(p, true, g, w, nullptr, gx);
+  return sparse_conv<T>(p, true, g, w, nullptr, gx);
 }
 template <class T>
 int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {

@@ -32,7 +32,9 @@ struct Dense {
   Term* term;        // of a row at the edge
   i64* count;
 
-  static i64 best_wide(i64 outputs) { return outputs % (kVectors * V) == 0 || outputs > 2 * kVectors * V ? kVectors * V : outputs <= V ? V : kVectors * V; }
+  static i64 best_wide(i64 outputs) {
+    return outputs % (kVectors * V) == 0 || outputs > 2 * kVectors * V ? kVectors * V : outputs <= V ? V : kVectors * V;
+  }
 
   Dense(const Plan& plan, const T* s, const T* weight, const T* b, T* d)
       : g(plan),
@@ -42,7 +44,8 @@ struct Dense {
         dst(d),
         wide(best_wide(plan.outputs)),
         blocks(ceil_div(plan.outputs, wide)),
-        strip(strip_rows(plan, plan.planes() * plan.sources * plan.pitch() * static_cast<i64>(sizeof(A)), plan.p.n * plan.p.groups)),
+        strip(strip_rows(plan, plan.planes() * plan.sources * plan.pitch() * static_cast<i64>(sizeof(A)),
+                         plan.p.n * plan.p.groups)),
         strips(ceil_div(plan.rows.grid, strip)),
         block((plan.sources * plan.p.taps + 1) * wide),
         stage(plan, plan.sources, strip, true),

@@ -46,7 +46,8 @@ struct DenseGrad {
 
   i64 total() const { return g.p.groups * out.count * out.wide * in.count * g.p.taps * in.wide; }
   void cut() {
-    const i64 size = static_cast<i64>(sizeof(A)), in_row = g.planes() * pitch * in.wide, out_row = g.cols.grid * out.wide;
+    const i64 size = static_cast<i64>(sizeof(A)), in_row = g.planes() * pitch * in.wide,
+              out_row = g.cols.grid * out.wide;
     const i64 row = (in_row * in.count + out_row * out.count) * g.p.groups * size;
     const i64 most = smaller(kMostGradBytes, larger(kGradBytes, 2 * total() * size));
     strip = smaller(g.rows.grid, larger(larger(1, g.halo()), most / row - g.halo()));
@@ -107,8 +108,8 @@ struct DenseGrad {
     const i64 top = larger(0, -(i0 + t.down)), bottom = smaller(rows, g.rows.plane - t.down - i0);
     const i64 left = larger(0, -t.across), right = smaller(g.cols.grid, g.cols.plane - t.across);
     if (top >= bottom || left >= right) return;
-    const GradTile<A> tile{count,       bottom - top,    right - left,           in.image,
-                           out.image,   pitch * in.wide, g.cols.grid * out.wide, in.count * g.p.taps * in.wide};
+    const GradTile<A> tile{count,     bottom - top,    right - left,           in.image,
+                           out.image, pitch * in.wide, g.cols.grid * out.wide, in.count * g.p.taps * in.wide};
     in_at += t.at + top * tile.in_row + left * in.wide;
     out_at += top * tile.out_row + left * out.wide;
     grad_fn<A>(out.wide, in.wide)(tile, in_at, out_at, total + t.slot * in.wide);
@@ -132,8 +133,10 @@ struct DenseGrad {
         }
         for (i64 o = 0; o < smaller(out.wide, g.outputs - ob * out.wide); ++o) {
           const i64 set = g.set_of_channel(group, ob * out.wide + o);
-          const GradTile<A> tile{c, r, g.cols.grid, in.image, out.image, pitch * in.wide, g.cols.grid * out.wide, out.wide};
-          add_taps<A>(tile, list.terms(set, 0), list.count[set], in.wide, in_at, out_at + o, total + o * in.count * g.p.taps * in.wide);
+          const GradTile<A> tile{c,       r, g.cols.grid, in.image, out.image, pitch * in.wide, g.cols.grid * out.wide,
+                                 out.wide};
+          add_taps<A>(tile, list.terms(set, 0), list.count[set], in.wide, in_at, out_at + o,
+                      total + o * in.count * g.p.taps * in.wide);
         }
       }
   }

@@ -65,7 +65,7 @@ template <class A, int N>
 DenseFn<A> dense_fn(i64 pixels) {
 #define LK_T(n) dense_tile<A, n, N>
 #if defined(__AVX512F__)
-  static constexpr DenseFn<A> fn[] = {nullptr, LK_T(1), LK_T(2), LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6), LK_T(7),
+  static constexpr DenseFn<A> fn[] = {nullptr, LK_T(1), LK_T(2),  LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6), LK_T(7),
                                       LK_T(8), LK_T(9), LK_T(10), LK_T(11), LK_T(12), LK_T(13), LK_T(14)};
 #else
   static constexpr DenseFn<A> fn[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6)};

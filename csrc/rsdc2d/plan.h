@@ -21,10 +21,10 @@ constexpr i64 round_up(i64 a, i64 b) { return ceil_div(a, b) * b; }
 struct Axis {
   bool backward;
   i64 in, out, stride;
-  i64 lo, hi;        // least and greatest shift
-  i64 grid;          // places of the longest phase
-  i64 plane;         // elements of the longest plane
-  i64 before, gap;   // zeros in front of a staged line; between two of them
+  i64 lo, hi;       // least and greatest shift
+  i64 grid;         // places of the longest phase
+  i64 plane;        // elements of the longest plane
+  i64 before, gap;  // zeros in front of a staged line; between two of them
 
   i64 phases() const { return backward ? stride : 1; }
   i64 planes() const { return backward ? 1 : stride; }
@@ -75,7 +75,9 @@ struct Plan {
   i64 pitch() const { return cols.plane + cols.gap; }  // of staged lines
   i64 halo() const { return rows.hi - rows.lo; }
   // The set of an output's or, backward, a source's taps, counted within its group.
-  i64 set_of_channel(i64 group, i64 c) const { return p.sets == 1 ? 0 : p.sets == p.groups ? group : group * group_out(p) + c; }
+  i64 set_of_channel(i64 group, i64 c) const {
+    return p.sets == 1 ? 0 : p.sets == p.groups ? group : group * group_out(p) + c;
+  }
   bool one_set_a_group() const { return p.sets <= p.groups; }
 };
 

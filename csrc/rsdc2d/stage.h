@@ -98,7 +98,8 @@ inline TermList make_terms(const Plan& g, Arena& a, i64 plane, i64 row, i64 pixe
       i64 n = 0;
       for (i64 t = 0; t < l.taps; ++t) {
         const Tap tap = tap_at(g.p, set, t);
-        const Shift u = shift_of(g.rows, f / g.cols.phases(), tap.dy), v = shift_of(g.cols, f % g.cols.phases(), tap.dx);
+        const Shift u = shift_of(g.rows, f / g.cols.phases(), tap.dy),
+                    v = shift_of(g.cols, f % g.cols.phases(), tap.dx);
         if (!tap.inside || !u.counts || !v.counts) continue;
         const i64 at = (u.plane * g.cols.planes() + v.plane) * plane + (u.by - g.rows.lo) * row + v.by * pixel;
         l.term[(set * l.phases + f) * l.taps + n++] = {at, static_cast<int>(t), static_cast<int>(u.by),

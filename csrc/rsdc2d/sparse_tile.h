@@ -1,0 +1,80 @@
+// Microkernel with pixels in the vector: a few outputs times a run of pixels stay in registers.
+#pragma once
+#include "rsdc2d/stage.h"
+
+namespace {
+namespace rsdc {
+
+#if defined(__AVX512F__)
+constexpr int kRun[5] = {0, 8, 8, 0, 6};
+#else
+constexpr int kRun[5] = {0, 8, 4, 0, 3};
+#endif
+
+template <class A>
+struct SparseTile {
+  i64 sources, channel, slots;  // slots: weights of one source, elements
+  Walk walk;
+  const A *weights, *init;
+  i64 pitch;  // from one output to the next
+};
+
+// R outputs that share their taps times P vectors of pixels.
+template <class A, int R, int P>
+void sparse_tile(const SparseTile<A>& a, const A* x, A* out) {
+  constexpr int V = kLanes<A>;
+  Vec<A> acc[R][P];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) acc[r][p] = every(a.init[r]);
+  const Term* term = a.walk.term;
+  const i64* count = a.walk.count;
+  const A* w = a.weights;
+  for (i64 s = a.sources; s > 0; --s) {
+    const Term* const end = term + *count;
+    for (const Term* t = term; t != end; ++t) {
+      const A *xt = x + t->at, *wt = w + t->slot * R;
+      Vec<A> v[P];
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        v[p] = vload(xt + p * V);
+        if (R > 1) LK_KEEP(v[p]);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const Vec<A> k = every(wt[r]);
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) acc[r][p] = vfma(v[p], k, acc[r][p]);
+      }
+    }
+    x += a.channel;
+    w += a.slots;
+    term += a.walk.next_term;
+    count += a.walk.next_count;
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r, out += a.pitch)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) vstore(out + p * V, acc[r][p]);
+}
+
+template <class A>
+using SparseFn = void (*)(const SparseTile<A>&, const A*, A*);
+
+template <class A>
+SparseFn<A> sparse_fn(i64 outputs, i64 vectors) {
+#define LK_T(n) sparse_tile<A, 1, n>
+  static constexpr SparseFn<A> one[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
+#undef LK_T
+#define LK_T(n) sparse_tile<A, 2, n>
+  static constexpr SparseFn<A> two[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
+#undef LK_T
+#define LK_T(n) sparse_tile<A, 4, n>
+  static constexpr SparseFn<A> four[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6)};
+#undef LK_T
+  return outputs == 1 ? one[vectors] : outputs == 2 ? two[vectors] : four[vectors];
+}
+
+}  // namespace rsdc
+}  // namespace

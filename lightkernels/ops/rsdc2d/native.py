@@ -1,0 +1,103 @@
+"""The native CPU kernels: addresses and sizes go to lightkernels._C."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightkernels._core import native
+from lightkernels._core.spec import is_dense
+
+if TYPE_CHECKING:
+    from lightkernels.ops.rsdc2d.op import Spec
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_threads = torch.get_num_threads
+_empty = torch.empty_strided
+
+
+def why_not(spec: Spec) -> str | None:
+    if spec.device != "cpu":
+        return f"the tensors are on {spec.device}, not on the CPU"
+    module, reason = native.load("_C")
+    if module is None:
+        return reason
+    if spec.dtype not in _DTYPES:
+        return f"dtype {spec.dtype} is not supported"
+    return None
+
+
+def readable(spec: Spec, stride: tuple[int, ...]) -> bool:
+    """Whether kernels can read a tensor of these strides in place: rows (nchw) or pixels (nhwc) without gaps."""
+    unit = 1 if spec.layout == "nhwc" else 3
+    return stride[unit] == 1 and min(stride) >= 0
+
+
+def copies(spec: Spec) -> str | None:
+    """What is copied before the kernel runs, for ``explain``."""
+    if not readable(spec, spec.x_stride):
+        return f"x is copied: its strides {spec.x_stride} are neither NCHW rows nor NHWC pixels"
+    return None
+
+
+def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
+    key = (x, y)
+    plan = spec.cache.get(key)
+    if plan is None:
+        module, reason = native.load("_C")
+        if module is None:
+            raise RuntimeError(reason)
+        head = [spec.n, spec.c, spec.c_out, spec.h, spec.w, spec.ho, spec.wo, spec.kernel_size]
+        head += [*spec.stride, *spec.padding, *spec.dilation, spec.groups, spec.taps, spec.sets]
+        head += [int(spec.layout == "nhwc"), _DTYPES[spec.dtype], int(spec.exact_nonfinite)]
+        plan = module.Rsdc2dPlan(head, list(x), list(y))
+        spec.cache[key] = plan
+    return plan
+
+
+def _input(spec: Spec, x: Tensor) -> Tensor:
+    if readable(spec, x.stride()):
+        return x
+    return x.new_empty_strided(spec.x_shape, spec.dense_x_stride).copy_(x)
+
+
+def _gradient(spec: Spec, g: Tensor) -> Tensor:
+    stride = g.stride()
+    if stride == spec.y_stride or is_dense(g.shape, stride, spec.layout):
+        return g
+    unit = 1 if spec.layout == "nhwc" else 3
+    if stride[unit] == 1 and min(stride) > 0:
+        return g
+    return g.new_empty_strided(spec.y_shape, spec.y_stride).copy_(g)
+
+
+def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None, taps: Tensor) -> Tensor:
+    x, w, taps = _input(spec, x), w.contiguous(), taps.contiguous()
+    bias = 0 if b is None else (b := b.contiguous()).data_ptr()
+    y = _empty(spec.y_shape, spec.y_stride, dtype=spec.dtype, device="cpu")
+    if not spec.empty:
+        plan = _plan(spec, x.stride(), spec.y_stride)
+        plan.fwd(x.data_ptr(), w.data_ptr(), bias, taps.data_ptr(), y.data_ptr(), _threads())
+    return y
+
+
+def bwd_x(spec: Spec, g: Tensor, w: Tensor, taps: Tensor) -> Tensor:
+    if spec.empty:
+        return g.new_zeros(spec.x_shape).as_strided(spec.x_shape, spec.dense_x_stride)
+    g, w, taps = _gradient(spec, g), w.contiguous(), taps.contiguous()
+    gx = _empty(spec.x_shape, spec.dense_x_stride, dtype=spec.dtype, device="cpu")
+    plan = _plan(spec, spec.dense_x_stride, g.stride())
+    plan.bwd_x(g.data_ptr(), w.data_ptr(), taps.data_ptr(), gx.data_ptr(), _threads())
+    return gx
+
+
+def bwd_w(spec: Spec, g: Tensor, x: Tensor, taps: Tensor) -> Tensor:
+    if spec.empty:
+        return x.new_zeros(spec.weight_shape)
+    g, x, taps = _gradient(spec, g), _input(spec, x), taps.contiguous()
+    gw = x.new_empty(spec.weight_shape)
+    plan = _plan(spec, x.stride(), g.stride())
+    plan.bwd_w(g.data_ptr(), x.data_ptr(), taps.data_ptr(), gw.data_ptr(), _threads())
+    return gw

@@ -1,7 +1,7 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
 #include "rsdc2d/dense.h"
 #include "rsdc2d/dense_grad.h"
-#include "rsdc2d/sparse.h"
+#include "rsdc2d/sparse_grad.h"
 
 #define LK_CAT2(a, b) a##b
 #define LK_CAT(a, b) LK_CAT2(a, b)
@@ -25,7 +25,9 @@ int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
 }
 template <class T>
 int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
-  return dense_grad<T>(p, g, x, gw);
+  const bool dense = wide_enough(group_in(p));
+  if (p.exact && (!dense || p.sets > p.groups)) return generic_bwd_w<T>(p, g, x, gw);
+  return dense ? dense_grad<T>(p, g, x, gw) : sparse_grad<T>(p, g, x, gw);
 }
 
 template <class T>

@@ -16,9 +16,9 @@ struct Sparse {
   const Plan& g;
   const T *src, *w, *bias;
   T* dst;
-  i64 wide, blocks, block;   // outputs of a block, blocks of a group, elements of a block's weights
-  i64 bundle, bundles;       // groups staged together
-  i64 strip, strips, flat;   // flat: elements of one output's strip
+  i64 wide, blocks, block;  // outputs of a block, blocks of a group, elements of a block's weights
+  i64 bundle, bundles;      // groups staged together
+  i64 strip, strips, flat;  // flat: elements of one output's strip
   Stage<T> stage;
   TermList list;
   A *packed, *made, *part;
@@ -96,14 +96,14 @@ struct Sparse {
       for (i64 b = b0; b < b1; ++b) {
         const i64 group = b / blocks, o = b % blocks * wide;
         const A* const weights = packed + b * block;
-        const SparseTile<A> tile{g.sources,
-                                 stage.channel,
-                                 g.p.taps * wide,
-                                 list.walk(g.set_of_channel(group, g.backward ? 0 : o), f,
-                                           !g.backward || g.one_set_a_group()),
-                                 weights,
-                                 weights + block - wide,
-                                 flat};
+        const SparseTile<A> tile{
+            g.sources,
+            stage.channel,
+            g.p.taps * wide,
+            list.walk(g.set_of_channel(group, g.backward ? 0 : o), f, !g.backward || g.one_set_a_group()),
+            weights,
+            weights + block - wide,
+            flat};
         sparse_fn<A>(wide, n)(tile, stage.data + (group - first) * g.sources * stage.channel + at * V, to);
         to += smaller(wide, g.outputs - o) * flat;
       }

@@ -65,10 +65,12 @@ using SparseFn = void (*)(const SparseTile<A>&, const A*, A*);
 template <class A>
 SparseFn<A> sparse_fn(i64 outputs, i64 vectors) {
 #define LK_T(n) sparse_tile<A, 1, n>
-  static constexpr SparseFn<A> one[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
+  static constexpr SparseFn<A> one[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4),
+                                        LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
 #undef LK_T
 #define LK_T(n) sparse_tile<A, 2, n>
-  static constexpr SparseFn<A> two[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
+  static constexpr SparseFn<A> two[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4),
+                                        LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
 #undef LK_T
 #define LK_T(n) sparse_tile<A, 4, n>
   static constexpr SparseFn<A> four[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6)};

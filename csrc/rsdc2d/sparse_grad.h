@@ -1,0 +1,127 @@
+// Weight gradient of small groups: pixels in the vector. Gradients are staged as long lines with zeros in the gaps.
+#pragma once
+#include "rsdc2d/sparse.h"
+#include "rsdc2d/sparse_grad_tile.h"
+
+namespace {
+namespace rsdc {
+
+constexpr i64 kParts = 16;  // units of work aimed at; shapes alone decide how sums are cut
+
+template <class T>
+struct SparseGrad {
+  using A = Acc<T>;
+  static constexpr int V = kLanes<A>;
+  const Plan& g;
+  const T *grad, *x;
+  T* gw;
+  i64 bundle, bundles, parts;  // groups staged together; pieces that the batch is cut into
+  i64 strip, flat;
+  Stage<T> stage;
+  TermList list;
+  A *totals, *grads, *part;
+  Weight* weight;
+
+  SparseGrad(const Plan& plan, const T* gradient, const T* input, T* to)
+      : g(plan),
+        grad(gradient),
+        x(input),
+        gw(to),
+        bundle(best_bundle(plan)),
+        bundles(ceil_div(plan.p.groups, bundle)),
+        parts(larger(1, smaller(plan.p.n, kParts / bundles))),
+        strip(strip_rows(
+            plan, bundle * (plan.planes() * plan.sources + plan.outputs) * plan.pitch() * static_cast<i64>(sizeof(A)),
+            i64(1) << 30)),
+        flat(round_up(strip * plan.pitch(), V) + V),
+        stage(plan, plan.sources * bundle, strip, false),
+        totals(nullptr),
+        grads(nullptr),
+        part(nullptr),
+        weight(nullptr) {}
+
+  static i64 best_bundle(const Plan& g) {
+    if (g.p.layout == Layout::nchw) return 1;
+    return smaller(g.p.groups, larger(ceil_div(kFlush, g.sources), ceil_div(kFlush, g.outputs)));
+  }
+  i64 filter() const { return g.sources * g.p.taps; }
+  i64 total() const { return g.p.co * filter(); }
+  i64 slack() const { return 2 * V + g.cols.gap; }
+  void share(Arena& a) {
+    list = make_terms(g, a, stage.plane, stage.row, 1);
+    totals = a.take<A>(parts * total());
+  }
+  void own(Arena& a) {
+    stage.take(a, slack());
+    grads = a.take<A>(bundle * g.outputs * flat);
+    part = a.take<A>(16 * bundle * g.outputs);
+    weight = a.take<Weight>(filter());
+  }
+
+  void fill(const T* from, i64 outputs, i64 i0, i64 height) {
+    for (i64 i = 0; i < height; ++i) {
+      const T* const line = from + (i0 + i) * g.dst.h;
+      A* const to = grads + i * g.pitch();
+      if (g.p.layout == Layout::nhwc)
+        pixels_to_lines<T>(to, flat, line, g.dst.w, g.cols.grid, outputs, part);
+      else
+        for (i64 r = 0; r < outputs; ++r) read_line<T>(to + r * flat, line + r * g.dst.c, g.dst.w, g.cols.grid);
+    }
+    const i64 end = (height - 1) * g.pitch() + g.cols.grid;
+    for (i64 r = 0; r < outputs; ++r) clear(grads + r * flat + end, V);
+  }
+
+  i64 weights_of(i64 set) {
+    i64 n = 0;
+    for (i64 c = 0; c < g.sources; ++c)
+      for (i64 e = 0; e < list.count[set]; ++e) {
+        const Term& t = list.terms(set, 0)[e];
+        weight[n++] = {t.at + c * stage.channel, c * g.p.taps + t.slot};
+      }
+    return n;
+  }
+
+  void unit(i64 u) {
+    const i64 q = u % parts, first = u / parts * bundle, groups = smaller(bundle, g.p.groups - first);
+    for (i64 n = q * g.p.n / parts; n < (q + 1) * g.p.n / parts; ++n)
+      for (i64 i0 = 0; i0 < g.rows.grid; i0 += strip) {
+        const i64 height = smaller(strip, g.rows.grid - i0);
+        stage.fill(x + n * g.src.n + first * g.sources * g.src.c, groups * g.sources, i0, height);
+        fill(grad + n * g.dst.n + first * g.outputs * g.dst.c, groups * g.outputs, i0, height);
+        const RunSum<A> run{ceil_div((height - 1) * g.pitch() + g.cols.grid, V), flat, filter()};
+        for (i64 k = 0; k < groups; ++k)
+          for (i64 o = 0, n = 0; o < g.outputs; o += n) {
+            const i64 set = g.set_of_channel(first + k, o), at = k * g.outputs + o, left = g.outputs - o;
+            n = !g.one_set_a_group() || left == 1 ? 1 : left < 4 ? 2 : 4;
+            run_sums<A>(run, n, weight, weights_of(set), stage.data + k * g.sources * stage.channel, grads + at * flat,
+                        totals + q * total() + ((first + k) * g.outputs + o) * filter());
+          }
+      }
+  }
+
+  void work() {
+#pragma omp for schedule(static)
+    for (i64 q = 0; q < parts; ++q) clear(totals + q * total(), total());
+    stage.prepare(slack());
+    clear(grads, bundle * g.outputs * flat);
+#pragma omp for schedule(static)
+    for (i64 u = 0; u < bundles * parts; ++u) unit(u);
+#pragma omp for schedule(static)
+    for (i64 o = 0; o < g.p.co; ++o)
+      for (i64 e = o * filter(); e < (o + 1) * filter(); ++e) {
+        A sum = 0;
+        for (i64 q = 0; q < parts; ++q) sum += totals[q * total() + e];
+        gw[e] = from_acc<T>(sum);
+      }
+  }
+};
+
+template <class T>
+int sparse_grad(const Params& p, const T* grad, const T* x, T* gw) {
+  const Plan g = make_plan(p, false);
+  SparseGrad<T> job(g, grad, x, gw);
+  return run_job(job, p);
+}
+
+}  // namespace rsdc
+}  // namespace

@@ -5,6 +5,9 @@
 namespace {
 namespace nhwc {
 
+template <class T>
+constexpr bool kReadsInPlace = __is_same(T, float);  // one type, for the sake of compile time
+
 constexpr i64 kStreamBytes = 1 << 20;  // output size from which it bypasses the caches
 
 // How the work is cut: a unit is one channel block of one strip of rows of one image.
@@ -21,7 +24,8 @@ struct Conv {
   const Ring<A>& r;
   const T *src, *w, *bias;
   T* dst;
-  bool past;  // whether full lines bypass the caches
+  bool past;      // whether full lines bypass the caches
+  bool in_place;  // whether pixels are read where they are
   Stage<T> stage;
   A *packed, *line;
   T* block;      // outputs of one pass, of all planes of a channel block
@@ -68,7 +72,7 @@ struct Conv {
   }
 
   // Runs that meet the image at grid row i, the d-th of those staged.
-  void resolve(i64 i, i64 j0, int d) {
+  void resolve(const T* from, i64 i, i64 j0, int d) {
     for (int k = 0; k < g.passes; ++k) {
       const Pass& s = g.pass[k];
       RunAt<A>* to = active + d * g.runs + s.run;
@@ -78,7 +82,9 @@ struct Conv {
         const Run& t = g.run[e];
         const i64 row = i * g.in_step_h + t.dr;
         if (row < 0 || row >= g.in_h) continue;
-        to->x = stage.at(t.plane, t.row + d * static_cast<int>(g.in_step_h)) + t.x;
+        if constexpr (kReadsInPlace<T>)
+          to->x = from + g.plane[t.plane].channel + row * g.in.h + (j0 * g.in_step_w + t.dc) * g.in.w;
+        if (!in_place) to->x = stage.at(t.plane, t.row + d * static_cast<int>(g.in_step_h)) + t.x;
         to->w = packed + t.w;
         to->lo = t.lo - static_cast<int>(j0);
         to->hi = t.hi - static_cast<int>(j0);
@@ -102,6 +108,18 @@ struct Conv {
     return h;
   }
 
+  // Pass k of the d-th grid row staged; `own`: where the vector's weights begin.
+  Tile<A> tile_of(int k, int d, i64 own, i64 out_step) const {
+    const Pass& s = g.pass[k];
+    const RunAt<A>* runs = active + d * g.runs + s.run;
+    return {runs, count[d * g.passes + k], packed + own + s.slot * V, own, out_step, g.in.w * g.in_step_w, false};
+  }
+  void row_of(const Tile<A>& tile, int v, A* out, int k, Ahead& ahead) {
+    if constexpr (kReadsInPlace<T>)
+      if (in_place) return conv_row<A, true>(tile, v * V, out, split[k], ahead);
+    conv_row<A, false>(tile, v * r.vec, out, split[k], ahead);
+  }
+
   // One line of channels of one grid row.
   void compute(i64 i, i64 j0, int d, int v0, i64 c0, i64 channels, const A* weights, T* image, Ahead& ahead) {
     constexpr int L = kBlockVecs<T>;
@@ -116,17 +134,17 @@ struct Conv {
       for (int v = v0; v < v0 + L && v * V < channels; ++v, to += V) {
         const i64 own = w0 + static_cast<i64>(v) * g.slots * V;
         const bool whole = channels - v * V >= V;
-        Tile<A> tile{active + d * g.runs + s.run, count[d * g.passes + k], packed + own + s.slot * V, own, step, false};
+        Tile<A> tile = tile_of(k, d, own, step);
         if constexpr (sizeof(T) == sizeof(A)) {
           if (whole && (L == 1 || !streaming)) {
             tile.stream = streaming;
-            conv_row<A>(tile, v * r.vec, to, split[k], ahead);
+            row_of(tile, v, to, k, ahead);
             continue;
           }
         }
         A* part = line + (v - v0) * n * V;
         tile.out_step = V;
-        conv_row<A>(tile, v * r.vec, part, split[k], ahead);
+        row_of(tile, v, part, k, ahead);
         if (streaming) continue;
         if (whole)
           for (i64 j = 0; j < n; ++j) vstore(to + j * step, vload(part + j * V));
@@ -174,9 +192,8 @@ struct Conv {
       for (int v = 0; v * V < channels; ++v) {
         const i64 own = weights - packed + static_cast<i64>(v) * g.slots * V;
         for (int d = 0; d < rows; ++d) {
-          const Tile<A> tile{
-              active + d * g.runs + s.run, count[d * g.passes + k], packed + own + s.slot * V, own, V, false};
-          conv_row<A>(tile, v * r.vec, line + d * g.cols * V, split[k], ahead);
+          const Tile<A> tile = tile_of(k, d, own, V);
+          row_of(tile, v, line + d * g.cols * V, k, ahead);
         }
         write_planes<T>(line, n, imin(V, channels - v * V), (streaming ? block : to) + v * V * plane, plane);
       }
@@ -205,8 +222,8 @@ struct Conv {
       const int rate = runs && pixels > 0 ? static_cast<int>((pixels + runs - 1) / runs) : 0;
       for (i64 i = i0; i < i1; i += r.rows, stage.advance(r.rows)) {
         const int rows = imin(r.rows, i1 - i);
-        stage.fill(from + c0 * g.in.c, i + rows - 1, j0, channels);
-        for (int d = 0; d < rows; ++d) resolve(i + d, j0, d);
+        if (!in_place) stage.fill(from + c0 * g.in.c, i + rows - 1, j0, channels);
+        for (int d = 0; d < rows; ++d) resolve(from + c0, i + d, j0, d);
         if constexpr (kTransposes<T>)
           if (g.planar) {
             Ahead h = planes_ahead(from + c0 * g.in.c, next_unit, i, rows, channels);
@@ -237,6 +254,18 @@ struct Conv {
     }
   }
 };
+
+// Whether pixels are read where they are instead of from staged rows: whole vectors of channels, no runs that reach
+// further beyond the border than they skip, and no pixels so far apart that a row's fall into few sets of the cache.
+template <class T>
+bool reads_in_place(const Plan& g) {
+  if (!kReadsInPlace<T> || g.planar || g.channels % kLanes<Acc<T>> || g.in.w * g.in_step_w % 512 == 0) return false;
+  for (int i = 0; i < g.runs; ++i) {
+    const int length = kRunLength[g.run[i].kind], skip = skipped(length);
+    if (g.run[i].lo > skip || g.cols + length - 1 - g.run[i].hi > skip) return false;
+  }
+  return true;
+}
 
 // Whether whole lines go to memory past the caches: for outputs that caches would not keep anyway, and where a channel
 // block's lines are its own.
@@ -271,9 +300,25 @@ bool conv_group(const Params& p, bool backward, int first, int branches, const T
   cut.blocks = (g.channels + vecs * kLanes<A> - 1) / (vecs * kLanes<A>);
   cut.strips = 1;
   const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr, false};
-  Conv<T> c{p,       g,       r,       src,     w,       bias,    dst,     past_caches<T>(p, g, dst),
-            stage,   nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
-            nullptr, nullptr};
+  Conv<T> c{p,
+            g,
+            r,
+            src,
+            w,
+            bias,
+            dst,
+            past_caches<T>(p, g, dst),
+            reads_in_place<T>(g),
+            stage,
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr};
   Arena fixed{nullptr, 0};
   c.take(fixed, 0);
   const i64 block_bytes = c.packed_elements() * static_cast<i64>(sizeof(A)) + 64;

@@ -39,11 +39,14 @@ struct RunAt {
   int lo, hi;  // pixels [lo, hi) from x on lie in the image
 };
 
-// Zeros staged where the image ends are not multiplied: of 7x7 on a 7x7 map that is a quarter of the work. `lo`, `hi`:
-// as in RunAt, counted from this tile on.
-template <int L, int TW, class A>
-LK_INLINE void add_run(Vec<A>* acc, const A* x, const A* w, int lo, int hi) {
-  constexpr int V = kLanes<A>, N = TW + L - 1, kSkip = L > 4 ? L / 2 : L - 1;
+// At most so many pixels at either end of a run may lie outside of the image and are then not read.
+constexpr int skipped(int length) { return length > 4 ? length / 2 : length - 1; }
+
+// Taps beyond the border are left out: of 7x7 on a 7x7 map they are a quarter of the work. `lo`, `hi`: as in RunAt,
+// counted from this tile on. InPlace: pixels are `step` elements apart, else a vector.
+template <int L, int TW, bool InPlace, class A>
+LK_INLINE void add_run(Vec<A>* acc, const A* x, i64 step, const A* w, int lo, int hi) {
+  constexpr int V = kLanes<A>, N = TW + L - 1, kSkip = skipped(L);
   LK_OPAQUE(x);
   LK_OPAQUE(w);
   Vec<A> k[L];
@@ -51,9 +54,14 @@ LK_INLINE void add_run(Vec<A>* acc, const A* x, const A* w, int lo, int hi) {
   for (int j = 0; j < L; ++j) k[j] = vload(w + j * V);
 #pragma GCC unroll 32
   for (int q = 0; q < N; ++q) {
+    const A* const at = InPlace ? x : x + q * V;
+    if constexpr (InPlace) {
+      x += step;
+      LK_OPAQUE(x);
+    }
     if (q < kSkip && q < lo) continue;
     if (q >= N - kSkip && q >= hi) continue;
-    Vec<A> v = vload(x + q * V);
+    Vec<A> v = vload(at);
     if (L > 1) LK_KEEP(v);
 #pragma GCC unroll 16
     for (int j = 0; j < L; ++j)
@@ -95,24 +103,25 @@ struct Tile {
   const int* count;      // of each kind
   const A* init;         // what every sum starts from
   i64 w0, out_step;      // offset added to every run's weights; elements from one output column to the next
+  i64 step;              // elements from one pixel to the next, where pixels are read in place
   bool stream;           // past the caches
 };
 
 // `tiles` neighbouring tiles of TW output columns each, from column `at` on; x0 is added to every run's pixel.
-template <class A, int TW>
+template <class A, int TW, bool InPlace>
 void conv_tiles(const Tile<A>& a, i64 x0, int at, A* out, int tiles, Ahead& ahead) {
   const int rate = ahead.turn();
-  const i64 w0 = a.w0, out_step = a.out_step;
+  const i64 w0 = a.w0, out_step = a.out_step, step = InPlace ? a.step : kLanes<A>;
   const Vec<A> init = vload(a.init);
-  for (; tiles > 0; --tiles, x0 += TW * kLanes<A>, at += TW) {
+  for (; tiles > 0; --tiles, x0 += TW * step, at += TW) {
     Vec<A> acc[TW];
 #pragma GCC unroll 16
     for (int t = 0; t < TW; ++t) acc[t] = init;
     const RunAt<A>* r = a.runs;
-#define LK_RUNS(KIND)                                                                 \
-  for (int n = a.count[KIND]; n > 0; --n, ++r) {                                      \
-    ahead.fetch(rate);                                                                \
-    add_run<kRunLength[KIND], TW>(acc, r->x + x0, r->w + w0, r->lo - at, r->hi - at); \
+#define LK_RUNS(KIND)                                                                                \
+  for (int n = a.count[KIND]; n > 0; --n, ++r) {                                                     \
+    ahead.fetch(rate);                                                                               \
+    add_run<kRunLength[KIND], TW, InPlace>(acc, r->x + x0, step, r->w + w0, r->lo - at, r->hi - at); \
   }
     LK_RUNS(0);
     LK_RUNS(1);
@@ -141,10 +150,10 @@ inline Split split_columns(i64 columns) {
   return {n / tiles, tiles - n % tiles, n % tiles};
 }
 
-template <class A>
+template <class A, bool InPlace>
 void conv_row(const Tile<A>& a, i64 x0, A* out, const Split& s, Ahead& ahead) {
   using Fn = void (*)(const Tile<A>&, i64, int, A*, int, Ahead&);
-#define LK_T(n) conv_tiles<A, n>
+#define LK_T(n) conv_tiles<A, n, InPlace>
 #if defined(__AVX512F__)
   static constexpr Fn fn[] = {nullptr, LK_T(1),  LK_T(2),  LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6),  LK_T(7), LK_T(8),
                               LK_T(9), LK_T(10), LK_T(11), LK_T(12), LK_T(13), LK_T(14), LK_T(15), LK_T(16)};
@@ -154,7 +163,7 @@ void conv_row(const Tile<A>& a, i64 x0, A* out, const Split& s, Ahead& ahead) {
 #undef LK_T
   const int wide = s.wide_tiles * (s.narrow + 1);
   if (wide) fn[s.narrow + 1](a, x0, 0, out, s.wide_tiles, ahead);
-  fn[s.narrow](a, x0 + wide * kLanes<A>, wide, out + wide * a.out_step, s.narrow_tiles, ahead);
+  fn[s.narrow](a, x0 + wide * (InPlace ? a.step : kLanes<A>), wide, out + wide * a.out_step, s.narrow_tiles, ahead);
 }
 
 }  // namespace nhwc

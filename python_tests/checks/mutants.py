@@ -311,10 +311,10 @@ def other_layout(right: Callable[..., Tensor], name: str) -> Callable[..., Tenso
 def rounded_twice(right: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
     """The sum in two parts, each rounded."""
 
-    def wrong(spec: Any, a: Tensor, b: Tensor, *bias: Any) -> Tensor:
+    def wrong(spec: Any, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
         mask = torch.arange(b.numel()).view(b.shape) % 2 == 0
-        none = [None] * len(bias)
-        return right(spec, a, torch.where(mask, b, 0), *bias) + right(spec, a, torch.where(mask, 0, b), *none)
+        no_bias = (None, *rest[1:]) if name == "fwd" else rest
+        return right(spec, a, torch.where(mask, b, 0), *rest) + right(spec, a, torch.where(mask, 0, b), *no_bias)
 
     return wrong
 
@@ -322,15 +322,15 @@ def rounded_twice(right: Callable[..., Tensor], name: str) -> Callable[..., Tens
 @mutant("nonfinite", passes=("fwd",))
 def multiplied_by_zero(right: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
     def wrong(spec: Any, a: Tensor, *rest: Any) -> Tensor:
-        return right(spec, a, *rest) + 0 * a.flatten()[:1].sum() if a.numel() else right(spec, a, *rest)
+        return right(spec, a, *rest) + 0 * a.sum()
 
     return wrong
 
 
 @mutant("outputs_and_gradients", "loops", passes=("fwd",))
 def bias_forgotten(right: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-    def wrong(spec: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return right(spec, x, w, None)
+    def wrong(spec: Any, x: Tensor, w: Tensor, b: Tensor | None, *constants: Tensor) -> Tensor:
+        return right(spec, x, w, None, *constants)
 
     return wrong
 

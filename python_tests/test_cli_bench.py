@@ -15,6 +15,7 @@ from lightkernels import cli
 from lightkernels._core import measure
 from lightkernels.cli import bench
 from lightkernels.ops.multi_dwconv2d import baselines, cases
+from lightkernels.ops.rsdc2d import cases as rsdc
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,14 @@ def test_every_case_pass_and_candidate(tmp_path: Path, capsys: pytest.CaptureFix
             for row in found:
                 assert row["best"] == best["candidate"]
                 assert float(row["over_best"]) == pytest.approx(float(best["seconds"]) / float(row["seconds"]))
+
+
+def test_an_operator_with_other_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shape, values = (2, 4, 6, 5), {"scope": "group", "groups": 2, "bias": False}
+    monkeypatch.setattr(rsdc, "CASES", (rsdc.case("bench_group_2x4x6x5", shape, 6, 5, "bench", **values),))
+    assert cli.main(["bench", "rsdc2d", "--shapes", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("group_2x4x6x5") == 1 and "left out" not in printed
 
 
 def test_quick_is_two_shapes_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:

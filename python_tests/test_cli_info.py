@@ -131,6 +131,16 @@ def test_explain_for_a_device_that_is_not_here_and_without_memory(capsys: pytest
     assert "  cpu        the tensors are on cuda, not on the CPU\n" in capsys.readouterr().out
 
 
+def test_explain_of_taps(capsys: pytest.CaptureFixture[str]) -> None:
+    args = "--x 2x8x9x9 --weight 4x2x9 --taps 4x9 --kernel_size 5 --groups 4 --dilation 2,1"
+    call = {"kernel_size": 5, "groups": 4, "dilation": (2, 1)}
+    tensors = (torch.zeros(2, 8, 9, 9), torch.zeros(4, 2, 9), torch.arange(9).expand(4, 9))
+    for text, padding in (("same", "same"), ("3", 3), ("1,2", (1, 2))):
+        assert cli.main(["explain", "rsdc2d", *args.split(), "--padding", text]) == 0
+        expected = lightkernels.explain("rsdc2d", *tensors, **call, padding=padding)
+        assert capsys.readouterr().out == f"{expected}\n"
+
+
 @pytest.mark.parametrize(
     ("args", "code", "text"),
     [

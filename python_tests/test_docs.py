@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import runpy
 import textwrap
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def test_readme():
             exec(code, names)
     assert compared == 1 and len(blocks) >= 2
     assert all(w.grad is not None for w in names["weights"])
+
+
+def test_the_page_of_rsdc2d(capsys):
+    names = {"lightkernels": lightkernels}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "rsdc2d.md").read_text(), re.S):
+        exec(code, names)
+    assert names["y"].shape == (2, 4, 16, 16)
+    assert capsys.readouterr().out.startswith("1 of 3 layers changed\n")
+
+
+def test_the_receptive_field_grows_with_the_window(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "field.png"
+    monkeypatch.setattr("sys.argv", ["receptive_field.py", "--trials", "2", "--out", str(picture)])
+    runpy.run_path(str(ROOT / "docs" / "receptive_field.py"), run_name="__main__")
+    sides = [int(side) for side in re.findall(r"square of (\d+)", capsys.readouterr().out)]
+    assert sides[0] < sides[1] < sides[2] and picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

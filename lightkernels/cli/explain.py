@@ -60,7 +60,14 @@ def _ints(text: str) -> int | tuple[int, ...]:
     return values if "," in text else values[0]
 
 
+def _ints_or_word(text: str) -> int | tuple[int, ...] | str:
+    return text if text.isalpha() else _ints(text)
+
+
 _shape.__name__, _shapes.__name__, _ints.__name__ = "shape", "shapes", "integers"
+_ints_or_word.__name__ = "integers or a word"
+# Arguments that hold places, not values.
+INTEGRAL = ("taps",)
 
 
 def _kind(hint: Any) -> Any:
@@ -70,7 +77,7 @@ def _kind(hint: Any) -> Any:
         return Tensor
     if Tensor in options:
         return Sequence
-    return next((kind for kind in (bool, str) if hint is kind or kind in options), int)
+    return next((kind for kind in (bool, int, str) if hint is kind or kind in options), int)
 
 
 def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def _parser(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
         elif argument == "backend":
             parser.add_argument("--backend", choices=NAMES)
         else:
-            parser.add_argument(f"--{argument}", type=str if kind is str else _ints)
+            parser.add_argument(f"--{argument}", type=str if kind is str else _ints_or_word)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...; it need not be here")
@@ -105,8 +112,9 @@ def _parser(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
 
 
 def _arguments(function: Callable[..., Any], given: argparse.Namespace) -> dict[str, Any]:
-    def tensor(shape: Sequence[int]) -> Tensor:
-        t = torch.empty(tuple(shape), dtype=getattr(torch, given.dtype), device=given.device)
+    def tensor(shape: Sequence[int], name: str = "") -> Tensor:
+        dtype = torch.int64 if name in INTEGRAL else getattr(torch, given.dtype)
+        t = torch.empty(tuple(shape), dtype=dtype, device=given.device)
         images = given.layout == "nhwc" and t.dim() == 4
         return t.contiguous(memory_format=torch.channels_last) if images else t
 
@@ -117,7 +125,7 @@ def _arguments(function: Callable[..., Any], given: argparse.Namespace) -> dict[
             shapes = value if given.kernels is None else _depthwise(given)
             call[name] = [tensor(shape) for shape in shapes]
         elif value is not None:
-            call[name] = tensor(value) if kind is Tensor else value
+            call[name] = tensor(value, name) if kind is Tensor else value
     return call
 
 

@@ -42,6 +42,15 @@ def child(code, **variables):
     return json.loads(run.stdout)
 
 
+def test_the_first_call_imports_no_compiler():
+    """Several branches without gradients: what is imported stays below what a call may take, half a second."""
+    told = child(
+        "import sys\nmulti_dwconv2d(x, [w, w, w])\n"
+        "print(json.dumps([name for name in ('torch._dynamo', 'sympy') if name in sys.modules]))"
+    )
+    assert told == []
+
+
 def test_contexts_nest_and_end():
     assert asked() == "auto"
     with use_backend("reference"):

@@ -163,7 +163,8 @@ def _eager(op: BilinearOp[Any]) -> Any:
         ) -> Tensor:
             ctx.save_for_backward(x, *weights, *constants)
             ctx.plan = plan
-            return plan.fwd(plan.spec, x, op.pack(weights), bias, *constants)
+            packed = weights[0] if len(weights) == 1 else op.pack(weights)
+            return plan.fwd(plan.spec, x, packed, bias, *constants)
 
         @staticmethod
         def backward(ctx: Any, g: Tensor) -> Grads:
@@ -171,9 +172,9 @@ def _eager(op: BilinearOp[Any]) -> Any:
             constants = [weights.pop() for _ in range(op.constants)][::-1]
             plan = ctx.plan
             need = ctx.needs_input_grad
-            packed = op.pack(weights)
             gx = gw = None
             if torch.is_grad_enabled() or not _raw(g):
+                packed = op.pack(weights)
                 args = (*constants, *plan.args)
                 if need[1]:
                     gx = op.bwd_x(g, packed, x.shape, _last(x), args, plan.name)
@@ -181,6 +182,7 @@ def _eager(op: BilinearOp[Any]) -> Any:
                     gw = op.bwd_w(g, x, args, plan.name)
             else:
                 if need[1]:
+                    packed = weights[0] if len(weights) == 1 else op.pack(weights)
                     gx = plan.bwd_x(plan.spec, g, packed, *constants)
                 if any(need[4:]):
                     gw = plan.bwd_w(plan.spec, g, x, *constants)
@@ -188,7 +190,8 @@ def _eager(op: BilinearOp[Any]) -> Any:
             return (None, gx, gb, None, *((None,) * len(weights) if gw is None else op.unpack(gw, weights)))
 
     Eager.__name__ = Eager.__qualname__ = f"lightkernels_{op.name}"
-    return Eager
+    # Function.apply less its care for torch.func, whose tensors do not come here.
+    return super(Function, Eager).apply
 
 
 def _function(rules: Rules, suffix: str) -> Any:

@@ -24,8 +24,11 @@ from lightkernels._core.vmap import Folding
 LIBRARY = Library("lightkernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 _PLAIN = (Tensor, torch.nn.Parameter)
+_STRIDED = torch.strided
 _RAW_DEVICES = ("cpu", "cuda")
 _functorch = torch._C._are_functorch_transforms_active
+# What torch.func leaves behind where a tensor of its own escapes from a transform: it has no memory.
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _modes = torch._C._len_torch_dispatch_stack
 _autocast = torch._C._is_any_autocast_enabled
 _grad_enabled = torch.is_grad_enabled
@@ -59,6 +62,10 @@ def _only(weights: Sequence[Tensor]) -> Tensor:
     return weights[0]
 
 
+def _shape(weights: Sequence[Tensor]) -> Sequence[int]:
+    return weights[0].shape
+
+
 def _alone(packed: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (packed,)
 
@@ -72,8 +79,9 @@ class BilinearOp(Generic[S]):
         arguments: schema text of the values after the tensors, e.g. ``"int[] kernel_sizes, SymInt[2] stride"``.
         spec: the Spec class; ``Spec.of`` is the one validation.
         normalise: ``(x, weights, bias, *raw) -> args`` of the public call; raises TypeError for wrong types.
-        pack, unpack: from the public weights to the one packed weight, and its gradient back; by default there is
-            one weight, and it is the packed one.
+        pack, unpack, packed: from the public weights to the one packed weight, its gradient back, and its shape; by
+            default there is one weight, and it is the packed one. A single weight holds the packed one's elements in
+            their order, and eager calls hand it to the backend in its own shape.
         folding: for vmap over weights.
         definition: the reference as ``(x, weights, bias, *raw) -> y``, for functorch inside torch.compile, whose
             tracer takes no Function with a jvp.
@@ -92,11 +100,13 @@ class BilinearOp(Generic[S]):
         definition: Callable[..., Tensor],
         pack: Callable[[Sequence[Tensor]], Tensor] = _only,
         unpack: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]] = _alone,
+        packed: Callable[[Sequence[Tensor]], Sequence[int]] = _shape,
         folding: Folding = Folding(),  # noqa: B008
         constants: int = 0,
     ) -> None:
         self.name, self.package, self.spec = name, package, spec
-        self.normalise, self.pack, self.unpack, self.folding = normalise, pack, unpack, folding
+        self.normalise, self.pack, self.unpack = normalise, pack, unpack
+        self.packed, self.folding = packed, folding
         self.definition, self.constants = definition, constants
         self.backends = _backends.discover(package)
         self._memo = Memo()
@@ -144,37 +154,39 @@ class BilinearOp(Generic[S]):
         constants: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """The public function's call: raw values as the user gave them, weights unpacked."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _functorch() or _modes() or forward_ad._current_level >= 0:
             return self._through_op(x, weights, bias, raw, backend, constants)
-        plain = type(x) in _PLAIN and (bias is None or (type(bias) in _PLAIN and _readable(bias)))
-        grad = plain and (x.requires_grad or (bias is not None and bias.requires_grad))
-        key: list[Any] = [raw, backend, _forced(), _exact()]
-        for w in weights:
-            if type(w) not in _PLAIN or not _readable(w):
-                plain = False
-                break
-            grad = grad or w.requires_grad
-            key += (w.shape, w.dtype, w.device)
-        for constant in constants:
-            plain = plain and type(constant) in _PLAIN
-            key += (constant.shape, constant.dtype, constant.device)
-        if not plain or _functorch() or _modes() or forward_ad._current_level >= 0:
+        if type(x) not in _PLAIN or x.layout is not _STRIDED or not ((cpu := x.is_cpu) or x.is_cuda):
             return self._through_op(x, weights, bias, raw, backend, constants)
-        if not (x.is_cpu or x.is_cuda) or x.layout is not torch.strided or not _readable(x):
-            return self._through_op(x, weights, bias, raw, backend, constants)
+        # Tensors of x's dtype and device, as all should be, put only their shapes into the key.
+        dtype, device, grad = x.dtype, None if cpu else x.device, False
+        key: list[Any] = [raw, backend, _forced(), _exact(), x.stride(), dtype, device, bias is None]
+        for t in (x, *weights) if bias is None else (x, *weights, bias):
+            if type(t) not in _PLAIN or t.is_neg() or t._is_zerotensor() or _wrapped(t):
+                return self._through_op(x, weights, bias, raw, backend, constants)
+            grad = grad or t.requires_grad
+            key.append(t.shape)
+            if t.dtype is not dtype or not (t.is_cpu if cpu else t.device == device):
+                key.append((t.dtype, t.device))
+        for t in constants:
+            if type(t) not in _PLAIN:
+                return self._through_op(x, weights, bias, raw, backend, constants)
+            key.append((t.shape, t.dtype, t.device))
         if _autocast() and torch.is_autocast_enabled(kind := x.device.type):
             return self._autocast(kind, x, weights, bias, raw, backend, constants)
-        key += (x.shape, x.stride(), x.dtype, x.device)
-        if bias is not None:
-            key += (bias.shape, bias.dtype, bias.device)
-        plan = self._memo.get(hashable := _hashable(key))
+        hashable: Hashable = tuple(key)
+        try:
+            plan = self._memo.get(hashable)
+        except TypeError:
+            plan = self._memo.get(hashable := _freeze(hashable))
         if plan is None:
             args = (*constants, *self.normalise(x, weights, bias, *constants, *raw))
             plan = self._plan(hashable, x, self._packed_meta(weights), bias, args, backend)
         if grad and _grad_enabled():
-            out: Tensor = self.rules.eager.apply(plan, x, bias, constants, *weights)
+            out: Tensor = self.rules.eager(plan, x, bias, constants, *weights)
             return out
-        return plan.fwd(plan.spec, x, self.pack(weights), bias, *constants)
+        packed = weights[0] if len(weights) == 1 else self.pack(weights)
+        return plan.fwd(plan.spec, x, packed, bias, *constants)
 
     def _through_op(
         self,
@@ -239,8 +251,8 @@ class BilinearOp(Generic[S]):
 
     def _packed_meta(self, weights: Sequence[Tensor]) -> TensorMeta:
         """Of the packed weight, before it is made: what is wrong is found before anything is allocated."""
-        packed = self.pack([w.to("meta") for w in weights])
-        return TensorMeta(packed.shape, packed.stride(), packed.dtype, weights[0].device)
+        shape = tuple(self.packed(weights))
+        return TensorMeta(shape, (0,) * len(shape), weights[0].dtype, weights[0].device)
 
     def _plan(
         self,
@@ -366,11 +378,6 @@ class BilinearOp(Generic[S]):
 
     def _flops_bwd_w(self, g: Any, x: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
         return self._flops(x, args)
-
-
-def _readable(t: Tensor) -> bool:
-    """Whether memory holds the tensor's values: no lazy sign, no zeros without memory."""
-    return not (t.is_neg() or t._is_zerotensor())
 
 
 def _hashable(values: Sequence[Any]) -> Hashable:

@@ -147,3 +147,32 @@ def chunks(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: in
     function = target.function(sample)
     whole = vmap(function, dims)(images, *rest)
     close(vmap(function, dims, chunk_size=2)(images, *rest), whole, "chunks of two")
+
+
+@THEME.kind(tag="core", first=2, dtypes=DOUBLE, layouts=BOTH)
+def escaped_tensors(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """A tensor that a transform leaves behind is a wrapper without memory, of no subclass; the values count."""
+    sample = target.build(case, dtype, layout, seed)
+    tensors = sample.tensors()
+    y = target.truth(sample).detach()
+    for i, t in enumerate(tensors):
+        kept: list[Tensor] = []
+
+        def keep(t: Tensor, kept: list[Tensor] = kept) -> Tensor:
+            kept.append(t)
+            return t.sum()
+
+        grad(keep)(t)
+        jvp(keep, (t,), (t,))
+        for wrapper in kept:
+            assert type(wrapper) is Tensor
+            escaped = sample.replace([wrapper if j == i else other for j, other in enumerate(tensors)])
+            with torch.no_grad():
+                close(target(escaped), y, f"tensor {i}")
+            others = [t.detach().requires_grad_() for t in tensors]
+            mixed = sample.replace([wrapper if j == i else other for j, other in enumerate(others)])
+            expected = torch.autograd.grad(target.truth(sample.replace(others)).sum(), others)
+            wrt = [j for j in range(len(tensors)) if j != i]
+            actual = torch.autograd.grad(target(mixed).sum(), [others[j] for j in wrt])
+            for j, found in zip(wrt, actual, strict=True):
+                close(found, expected[j], f"gradient {j} beside tensor {i}")

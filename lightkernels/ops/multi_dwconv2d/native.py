@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _COMBINE = {"concat": 0, "add": 1, "cumulative": 2}
 _threads = torch.get_num_threads
-_empty = torch.empty_strided
 
 
 def why_not(spec: Spec) -> str | None:
@@ -83,29 +82,49 @@ def _gradient(spec: Spec, g: Tensor) -> Tensor:
     return g.new_empty_strided(spec.y_shape, spec.y_stride).copy_(g)
 
 
+def _native(spec: Spec, kind: str, x: tuple[int, ...], y: tuple[int, ...], usual: tuple[int, ...]) -> Any:
+    """The native function of pass ``kind`` for these strides, remembered by name for those that most calls have."""
+    run = getattr(_plan(spec, x, y), kind)
+    if x == usual and y == spec.y_stride:
+        spec.cache[kind] = run
+    return run
+
+
 def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    x, w = _input(spec, x), w.contiguous()
-    bias = 0 if b is None else (b := b.contiguous()).data_ptr()
-    y = _empty(spec.y_shape, spec.y_stride, dtype=spec.dtype, device="cpu")
+    y = x.new_empty_strided(spec.y_shape, spec.y_stride)
     if spec.empty:
         return y
-    _plan(spec, x.stride(), spec.y_stride).fwd(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), _threads())
+    run = spec.cache.get("fwd")
+    if run is None:
+        x = _input(spec, x)
+        run = _native(spec, "fwd", x.stride(), spec.y_stride, spec.x_stride)
+    w = w.contiguous()
+    bias = 0 if b is None else (b := b.contiguous()).data_ptr()
+    run(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), _threads())
     return y
 
 
 def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
-    g, w = _gradient(spec, g), w.contiguous()
-    gx = _empty(spec.x_shape, spec.dense_x_stride, dtype=spec.dtype, device="cpu")
+    gx = g.new_empty_strided(spec.x_shape, spec.dense_x_stride)
     if spec.empty:
         return gx
-    _plan(spec, spec.dense_x_stride, g.stride()).bwd_x(g.data_ptr(), w.data_ptr(), gx.data_ptr(), _threads())
+    run = spec.cache.get("bwd_x") if g.stride() == spec.y_stride else None
+    if run is None:
+        g = _gradient(spec, g)
+        run = _native(spec, "bwd_x", spec.dense_x_stride, g.stride(), spec.dense_x_stride)
+    w = w.contiguous()
+    run(g.data_ptr(), w.data_ptr(), gx.data_ptr(), _threads())
     return gx
 
 
 def bwd_w(spec: Spec, g: Tensor, x: Tensor) -> Tensor:
     if spec.empty:
         return x.new_zeros(spec.weight_shape)
-    g, x = _gradient(spec, g), _input(spec, x)
+    # x may have come back from a hook on saved tensors, with other strides.
+    run = spec.cache.get("bwd_w") if g.stride() == spec.y_stride and x.stride() == spec.x_stride else None
+    if run is None:
+        g, x = _gradient(spec, g), _input(spec, x)
+        run = _native(spec, "bwd_w", x.stride(), g.stride(), spec.x_stride)
     gw = x.new_empty(spec.weight_shape)
-    _plan(spec, x.stride(), g.stride()).bwd_w(g.data_ptr(), x.data_ptr(), gw.data_ptr(), _threads())
+    run(g.data_ptr(), x.data_ptr(), gw.data_ptr(), _threads())
     return gw

@@ -243,6 +243,15 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _sequence(weights: Any) -> tuple[Tensor, ...]:
+    if isinstance(weights, Tensor):
+        fail_type(NAME, "weights", "be a sequence of tensors", weights, "for one branch pass [weight].")
+    try:
+        return tuple(weights)
+    except TypeError:
+        fail_type(NAME, "weights", "be a sequence of tensors", weights)
+
+
 def _match(x: Tensor, other: Tensor, arg: str) -> None:
     if other.dtype != x.dtype:
         fail_type(NAME, arg, f"have x's dtype {str(x.dtype).removeprefix('torch.')}", other)
@@ -275,9 +284,12 @@ OP: BilinearOp[Spec] = BilinearOp(
     normalise=_normalise,
     pack=_pack,
     unpack=_unpack,
+    packed=lambda weights: (sum(w.numel() for w in weights),),
     folding=_FOLDING,
     definition=_definition,
 )
+
+_call = OP.__call__
 
 
 def multi_dwconv2d(
@@ -330,16 +342,12 @@ def multi_dwconv2d(
         >>> multi_dwconv2d(x, [w3, w5], stride=2).shape
         torch.Size([1, 16, 8, 8])
     """
-    if isinstance(weights, Tensor) or not isinstance(x, Tensor):
-        require_tensor(NAME, "x", x)
-        fail_type(NAME, "weights", "be a sequence of tensors", weights, "for one branch pass [weight].")
-    try:
-        branches = tuple(weights)
-    except TypeError:
-        fail_type(NAME, "weights", "be a sequence of tensors", weights)
+    require_tensor(NAME, "x", x)
+    if type(weights) is not list and type(weights) is not tuple:
+        weights = _sequence(weights)
     if backend is not None:
         backends.check_name(backend, NAME)
     if type(stride) is not int or type(dilations) is not int or type(split) is not bool:
         # Here, not behind the memo of plans: 1.0 and True find the plan of 1.
         _check_values(stride, dilations, split)
-    return OP(x, branches, bias, (stride, dilations, combine, split), backend)
+    return _call(x, weights, bias, (stride, dilations, combine, split), backend)

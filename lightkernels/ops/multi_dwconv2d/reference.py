@@ -67,7 +67,7 @@ def packed_sizes(channels: Sequence[int], kernel_sizes: Sequence[int]) -> list[i
 def branch_weights(spec: Spec, w: Tensor) -> list[Tensor]:
     """The branches' [C_m, 1, k, k] weights out of the packed one."""
     sizes = packed_sizes(spec.channels, spec.kernel_sizes)
-    return [p.view(-1, 1, k, k) for p, k in zip(w.split(sizes), spec.kernel_sizes, strict=True)]
+    return [p.view(-1, 1, k, k) for p, k in zip(w.reshape(-1).split(sizes), spec.kernel_sizes, strict=True)]
 
 
 def in_layout(spec: Spec, t: Tensor) -> Tensor:

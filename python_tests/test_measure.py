@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -110,8 +111,6 @@ def test_candidates_take_turns():
 
 
 def test_a_hopeless_candidate_is_timed_once():
-    import time
-
     calls = {"fast": lambda: None, "slow": lambda: time.sleep(0.02)}
     timings = measure.interleaved(calls, rounds=4, min_time=0.001)
     assert len(timings["slow"].samples) == 1
@@ -124,6 +123,27 @@ def test_a_call_seen_to_take_seconds_is_not_repeated():
 
     calls = {"fast": lambda: None, "slow": measure.Candidate(slow, seen=2.0)}
     assert measure.interleaved(calls, rounds=2, min_time=0.001)["slow"].samples == (2.0,)
+
+
+@pytest.mark.parametrize("slow", ["the first call", "every call"])
+def test_what_a_first_call_costs_is_not_a_candidates_time(slow):
+    x, weights, g = problem()
+    truth = baselines.truth(x, weights, g, kind="forward")
+    good = baselines.entries((3, 5))[0]
+    calls = []
+
+    def forward(x, weights):
+        calls.append(None)
+        if slow == "every call" or len(calls) == 1:
+            time.sleep(0.55)
+        return good.forward(x, weights)
+
+    entries = [good, measure.Entry("late", "nchw", forward)]
+    timing = measure.contest(entries, "forward", x, weights, g, truth, rounds=1, min_time=0).timings["late nchw"]
+    if slow == "every call":
+        assert len(calls) == 2 and len(timing.samples) == 1 and timing.min >= 0.55
+    else:
+        assert len(calls) > 2 and timing.min < 0.5
 
 
 def test_best_and_ratio():

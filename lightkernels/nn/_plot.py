@@ -37,7 +37,7 @@ def tap_figure(taps: Tensor, kernel_size: int, filters: int, limit: int) -> Figu
     axes = right.subplots()
     image = axes.imshow(share.tolist(), cmap="viridis", vmin=0)
     touched = int((share > 0).sum())
-    axes.set_title(f"share of the {filters} filters; {touched} of {kernel_size**2} cells are used", fontsize=8)
+    axes.set_title(f"share of the {filters} filters\n{touched} of {kernel_size**2} cells are used", fontsize=8)
     right.colorbar(image, ax=axes, shrink=0.8)
     drawn: Figure = figure
     return drawn

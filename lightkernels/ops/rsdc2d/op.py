@@ -214,6 +214,13 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _ints(value: Any) -> bool:
+    """Whether it is an int or a pair of them beyond doubt."""
+    if type(value) is int:
+        return True
+    return type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int
+
+
 def _match(x: Tensor, other: Tensor, arg: str) -> None:
     if other.dtype != x.dtype:
         fail_type(NAME, arg, f"have x's dtype {str(x.dtype).removeprefix('torch.')}", other)
@@ -317,11 +324,10 @@ def rsdc2d(
     """
     if backend is not None:
         backends.check_name(backend, NAME)
-    if not (type(stride) is type(dilation) is type(groups) is type(kernel_size) is int):
+    exact = type(kernel_size) is type(groups) is int and _ints(stride) and _ints(dilation)
+    if not (exact and (type(padding) is str or _ints(padding))):
         # Here, not behind the memo of plans: 1.0 and True find the plan of 1.
         _values(kernel_size, stride, padding, dilation, groups)
-    elif type(padding) is not int and type(padding) is not str:
-        pair(NAME, "padding", padding)
     if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
         require_tensor(NAME, "x", x)
         require_tensor(NAME, "weight", weight)

@@ -194,7 +194,8 @@ def interleaved(
         turns[name] = _Turn(candidate.call, candidate.prepare)
     fastest = math.inf
     for turn, given in zip(turns.values(), candidates.values(), strict=True):
-        turn.calibrate(given.seen if isinstance(given, Candidate) else None, max(_FIRST_CALL_SECONDS, 2 * give_up * fastest))
+        seen = given.seen if isinstance(given, Candidate) else None
+        turn.calibrate(seen, max(_FIRST_CALL_SECONDS, 2 * give_up * fastest))
         fastest = min(fastest, turn.best)
     collecting = gc.isenabled()
     gc.collect()

@@ -1,33 +1,36 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
 #include "rsdc2d/dense.h"
 #include "rsdc2d/dense_grad.h"
+#include "rsdc2d/depthwise.h"
 #include "rsdc2d/sparse_grad.h"
-
-#define LK_CAT2(a, b) a##b
-#define LK_CAT(a, b) LK_CAT2(a, b)
 
 namespace {
 
 using namespace rsdc;
 
-// Whether channels fill vectors better than pixels do.
-inline bool wide_enough(i64 outputs) { return outputs >= 8; }
+// Whether vectors are better filled by channels, `filled` of them, than by pixels. `sums`: products of one output.
+inline bool dense(const Params& p, i64 filled, i64 sums) {
+  return filled >= 16 && (p.layout == Layout::nhwc || sums >= 64);
+}
 
 template <class T>
 int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
-  if (p.sets <= p.groups && wide_enough(group_out(p))) return dense_conv<T>(p, false, x, w, bias, y);
+  if (is_depthwise(p)) return depthwise_fwd<T>(p, x, w, bias, y);
+  if (p.sets <= p.groups && dense(p, group_out(p), group_in(p) * p.taps)) return dense_conv<T>(p, false, x, w, bias, y);
   return sparse_conv<T>(p, false, x, w, bias, y);
 }
 template <class T>
 int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
-  if (wide_enough(group_in(p))) return dense_conv<T>(p, true, g, w, nullptr, gx);
+  if (is_depthwise(p)) return depthwise_bwd_x<T>(p, g, w, gx);
+  if (dense(p, group_in(p), group_out(p) * p.taps)) return dense_conv<T>(p, true, g, w, nullptr, gx);
   return sparse_conv<T>(p, true, g, w, nullptr, gx);
 }
 template <class T>
 int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
-  const bool dense = wide_enough(group_in(p));
-  if (p.exact && (!dense || p.sets > p.groups)) return generic_bwd_w<T>(p, g, x, gw);
-  return dense ? dense_grad<T>(p, g, x, gw) : sparse_grad<T>(p, g, x, gw);
+  if (is_depthwise(p)) return depthwise_bwd_w<T>(p, g, x, gw);
+  const bool channels = group_in(p) >= 16;
+  if (p.exact && (!channels || p.sets > p.groups)) return generic_bwd_w<T>(p, g, x, gw);
+  return channels ? dense_grad<T>(p, g, x, gw) : sparse_grad<T>(p, g, x, gw);
 }
 
 template <class T>

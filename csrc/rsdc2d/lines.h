@@ -75,6 +75,15 @@ void transpose(A* to, i64 to_pitch, const A* from, i64 from_pitch, i64 m, i64 n)
     for (i64 j = 0; j < n; ++j) to[j * to_pitch + i] = from[i * from_pitch + j];
 }
 
+// Asks for the cache lines of n pixels of c channels. Pixels of which a part is read are not fetched ahead by
+// themselves.
+template <int Write, class T>
+LK_INLINE void touch_pixels(const T* p, i64 pixel, i64 n, i64 c) {
+  constexpr i64 line = 64 / static_cast<i64>(sizeof(T));
+  for (; n > 0; --n, p += pixel)
+    for (i64 i = 0; i < c; i += line) __builtin_prefetch(p + i, Write, 2);
+}
+
 // A line of n pixels of c channels, channels together, to one line of pixels a channel. `part` holds 16 pixels' worth.
 template <class T>
 void pixels_to_lines(Acc<T>* to, i64 to_pitch, const T* from, i64 pixel, i64 n, i64 c, Acc<T>* part) {

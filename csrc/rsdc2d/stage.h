@@ -46,10 +46,12 @@ struct Stage {
           continue;
         }
         const T* const line = corner + i * sh * g.src.h;
-        if (pixels)
+        if (pixels) {
+          if (i + 1 < m) touch_pixels<0>(line + sh * g.src.h, sw * g.src.w, n, count);
           pixels_to_lines<T>(to, channel, line, sw * g.src.w, n, count, part);
-        else
+        } else {
           for (i64 c = 0; c < count; ++c) read_line<T>(to + c * channel, line + c * g.src.c, sw * g.src.w, n);
+        }
       }
     }
   }

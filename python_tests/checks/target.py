@@ -138,6 +138,7 @@ class Theme:
     """The kinds of one file of checks."""
 
     kinds: list[Kind] = field(default_factory=list)
+    only: tuple[str, ...] = ()
 
     def kind(
         self,
@@ -154,6 +155,8 @@ class Theme:
 
         ``native`` leaves out the backends that are made of PyTorch's own calls; ``only`` names the backends.
         """
+
+        only = only or self.only
 
         def register(check: Callable[..., None]) -> Callable[..., None]:
             def select(case: Case) -> bool:

@@ -60,7 +60,7 @@ CASES: tuple[Case, ...] = (
     case("layer", (2, 5, 8, 9), 6, tags="core"),
     case("group", (2, 6, 9, 8), 4, tags="core", scope="group", groups=2, stride=2),
     case("filter", (2, 4, 7, 9), 5, 7, tags="core", scope="filter", bias=False),
-    case("depthwise", (2, 7, 8, 7), 7, tags="core", scope="filter", groups=7),
+    case("depthwise", (2, 7, 8, 7), 7, scope="filter", groups=7),
     # Small enough for numerical derivatives.
     case("tiny_layer", (1, 2, 4, 5), 2, 3, "tiny", taps=3, stride=2),
     case("tiny_group", (2, 4, 3, 4), 2, 3, "tiny", taps=2, scope="group", groups=2, dilation=2, bias=False),

@@ -13,11 +13,23 @@ inline bool dense(const Params& p, i64 filled, i64 sums) {
   return filled >= 16 && (p.layout == Layout::nhwc || sums >= 64);
 }
 
+// Filters of dense groups with taps of their own: whether they fill so much of the window that sharing all of it is
+// faster. `percent`: what choosing costs at most; measured.
+inline bool whole_window(const Params& p, i64 percent) {
+  return p.sets > p.groups && !p.exact && p.taps * 100 > p.kernel * p.kernel * percent;
+}
+
 template <class T>
 int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
   if (is_depthwise(p)) return depthwise_fwd<T>(p, x, w, bias, y);
-  if (p.sets <= p.groups && dense(p, group_out(p), group_in(p) * p.taps)) return dense_conv<T>(p, false, x, w, bias, y);
-  return sparse_conv<T>(p, false, x, w, bias, y);
+  if (!dense(p, group_out(p), group_in(p) * p.taps)) return sparse_conv<T>(p, false, x, w, bias, y);
+  if (whole_window(p, 42)) {
+    Window<T> window(p);
+    if (!window.there()) return out_of_memory;
+    window.spread(p, w);
+    return dense_conv<T>(window.params(p), false, x, window.data, bias, y);
+  }
+  return p.sets > p.groups ? sparse_conv<T>(p, false, x, w, bias, y) : dense_conv<T>(p, false, x, w, bias, y);
 }
 template <class T>
 int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
@@ -30,6 +42,13 @@ int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
   if (is_depthwise(p)) return depthwise_bwd_w<T>(p, g, x, gw);
   const bool channels = group_in(p) >= 16;
   if (p.exact && (!channels || p.sets > p.groups)) return generic_bwd_w<T>(p, g, x, gw);
+  if (channels && whole_window(p, 70)) {
+    Window<T> window(p);
+    if (!window.there()) return out_of_memory;
+    const int error = dense_grad<T>(window.params(p), g, x, window.data);
+    window.gather(p, gw);
+    return error;
+  }
   return channels ? dense_grad<T>(p, g, x, gw) : sparse_grad<T>(p, g, x, gw);
 }
 

@@ -2,7 +2,7 @@
 // that are zero but for the taps.
 #pragma once
 #include "multi_dwconv2d/params.h"
-#include "rsdc2d/plan.h"
+#include "rsdc2d/window.h"
 
 #define LK_CAT2(a, b) a##b
 #define LK_CAT(a, b) LK_CAT2(a, b)
@@ -48,55 +48,29 @@ struct Depthwise {
   Depthwise(const Depthwise&) = delete;
 };
 
-// The weights' own memory: the kernels called use the thread's scratch.
-template <class T>
-struct Window {
-  T* data;
-  explicit Window(const Params& p)
-      : data(static_cast<T*>(__builtin_malloc(static_cast<std::size_t>(p.ci * p.kernel * p.kernel) * sizeof(T)))) {}
-  Window(const Window&) = delete;
-  ~Window() { __builtin_free(data); }
-};
-
-template <class T>
-void spread_taps(const Params& p, const T* w, T* window) {
-  const i64 cells = p.kernel * p.kernel;
-  __builtin_memset(static_cast<void*>(window), 0, static_cast<std::size_t>(p.ci * cells) * sizeof(T));
-  for (i64 c = 0; c < p.ci; ++c)
-    for (i64 t = 0; t < p.taps; ++t)
-      if (tap_at(p, set_of(p, c), t).inside) {
-        T* const to = window + c * cells + p.cells[set_of(p, c) * p.taps + t];
-        *to = from_acc<T>(to_acc(*to) + to_acc(w[c * p.taps + t]));
-      }
-}
-
 template <class T>
 int depthwise_fwd(const Params& p, const T* x, const T* w, const T* bias, T* y) {
   const Depthwise d(p);
-  const Window<T> window(p);
-  if (!window.data) return out_of_memory;
-  spread_taps(p, w, window.data);
+  Window<T> window(p);
+  if (!window.there()) return out_of_memory;
+  window.spread(p, w);
   return dw::LK_CAT(table_, LK_ISA).fwd(d.params, x, window.data, bias, y);
 }
 template <class T>
 int depthwise_bwd_x(const Params& p, const T* g, const T* w, T* gx) {
   const Depthwise d(p);
-  const Window<T> window(p);
-  if (!window.data) return out_of_memory;
-  spread_taps(p, w, window.data);
+  Window<T> window(p);
+  if (!window.there()) return out_of_memory;
+  window.spread(p, w);
   return dw::LK_CAT(table_, LK_ISA).bwd_x(d.params, g, window.data, gx);
 }
 template <class T>
 int depthwise_bwd_w(const Params& p, const T* g, const T* x, T* gw) {
   const Depthwise d(p);
-  const Window<T> window(p);
-  if (!window.data) return out_of_memory;
+  Window<T> window(p);
+  if (!window.there()) return out_of_memory;
   const int error = dw::LK_CAT(table_, LK_ISA).bwd_w(d.params, g, x, window.data);
-  for (i64 c = 0; c < p.ci; ++c)
-    for (i64 t = 0; t < p.taps; ++t) {
-      const bool inside = tap_at(p, set_of(p, c), t).inside;
-      gw[c * p.taps + t] = inside ? window.data[c * p.kernel * p.kernel + p.cells[set_of(p, c) * p.taps + t]] : T{};
-    }
+  window.gather(p, gw);
   return error;
 }
 

@@ -22,6 +22,7 @@ inline bool whole_window(const Params& p, i64 percent) {
 template <class T>
 int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
   if (is_depthwise(p)) return depthwise_fwd<T>(p, x, w, bias, y);
+  if (mostly_zeros(p, false)) return generic_fwd<T>(p, x, w, bias, y);
   if (!dense(p, group_out(p), group_in(p) * p.taps)) return sparse_conv<T>(p, false, x, w, bias, y);
   if (whole_window(p, 42)) {
     Window<T> window(p);
@@ -34,6 +35,7 @@ int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
 template <class T>
 int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
   if (is_depthwise(p)) return depthwise_bwd_x<T>(p, g, w, gx);
+  if (mostly_zeros(p, true)) return generic_bwd_x<T>(p, g, w, gx);
   if (dense(p, group_in(p), group_out(p) * p.taps)) return dense_conv<T>(p, true, g, w, nullptr, gx);
   return sparse_conv<T>(p, true, g, w, nullptr, gx);
 }
@@ -41,7 +43,7 @@ template <class T>
 int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
   if (is_depthwise(p)) return depthwise_bwd_w<T>(p, g, x, gw);
   const bool channels = group_in(p) >= 16;
-  if (p.exact && (!channels || p.sets > p.groups)) return generic_bwd_w<T>(p, g, x, gw);
+  if (mostly_zeros(p, false) || (p.exact && (!channels || p.sets > p.groups))) return generic_bwd_w<T>(p, g, x, gw);
   if (channels && whole_window(p, 70)) {
     Window<T> window(p);
     if (!window.there()) return out_of_memory;

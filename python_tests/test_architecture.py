@@ -28,7 +28,8 @@ BELOW = {
     "models": {"_core", "functional", "nn"},
     "": {"_version", "_core", "ops", "functional", "nn", "models"},
     "train": {"", "_version", "_core", "ops", "functional", "nn", "models"},
-    "cli": {"", "_version", "_core", "ops", "functional", "nn", "models", "train"},
+    "compress": {"", "_version", "_core", "ops", "functional", "nn", "models"},
+    "cli": {"", "_version", "_core", "ops", "functional", "nn", "models", "train", "compress"},
     "__main__": {"cli"},
 }
 # explain(op) takes an operator's name, so it looks the operator up when it is called.
@@ -38,8 +39,8 @@ PUBLIC = {
     "lightkernels": """BackendUnavailable __version__ convert exact_nonfinite explain functional models
         multi_dwconv2d nn ops rsdc2d use_backend""",
     "lightkernels.functional": "multi_dwconv2d rsdc2d",
-    "lightkernels.models": """Count count create_model dilated_mobilenetv2 list_models mobilenetv2 multiception_net
-        pydmobilenet""",
+    "lightkernels.models": """Count cifar_resnet count create_model densenet121_16 dilated_mobilenetv2 list_models
+        mobilenetv2 mobilenetv2_16 multiception_net pydmobilenet resnet18_cifar vgg16_cifar""",
     "lightkernels.nn": "DepthwiseSeparable2d MultiDepthwiseConv2d Multiception2d RSDC2d rsdc_rule",
 }
 

@@ -22,7 +22,7 @@ def test_names():
     assert len(list_models("pydmobilenet_*")) == 22
     assert list_models("pydmobilenet_concat_29_*") == [f"pydmobilenet_concat_29_{a}" for a in ("025", "050", "075")]
     assert list_models("stl_*") == [f"stl_mobilenetv2_{c}" for c in ("dsconv", "mixconv", "multiception", "standard")]
-    assert len(list_models("cifar_*")) == 30
+    assert len(list_models("cifar_*")) == 32
     assert list_models("*mobilenetv2*split") == ["dilated_mobilenetv2_split"]
     assert {"pydmobilenet", "multiception_net", "mobilenetv2", "dilated_mobilenetv2"} < set(names)
     assert list_models("nothing*") == []
@@ -47,6 +47,7 @@ def test_public_names():
     assert set(lightkernels.models.__all__) == {
         *("Count", "count", "create_model", "list_models"),
         *("dilated_mobilenetv2", "mobilenetv2", "multiception_net", "pydmobilenet"),
+        *("cifar_resnet", "densenet121_16", "mobilenetv2_16", "resnet18_cifar", "vgg16_cifar"),
     }
     assert set(lightkernels.nn.__all__) >= {"DepthwiseSeparable2d", "MultiDepthwiseConv2d", "Multiception2d", "RSDC2d"}
 

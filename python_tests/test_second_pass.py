@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightkernels import models
+from second_pass import cifar as second_cifar
 from second_pass import mobilenetv2 as second_mobilenetv2
 from second_pass import multiception as second_multiception
 from second_pass import nguyen as second_nguyen
@@ -115,3 +116,20 @@ def test_dilated_mobilenetv2(split: bool, width: Any, training: bool) -> None:
     model = models.dilated_mobilenetv2((1, 2, 3), split, width, 9)
     options = {"dilations": (1, 2, 3), "split": split, "width": width, "classes": 9}
     _agree(model, second_nguyen.forward, _images(2, 3, 64, 48), training, **options)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    ("model", "second"),
+    [
+        (models.cifar_resnet, second_cifar.cifar_resnet),
+        (models.resnet18_cifar, second_cifar.resnet18),
+        (models.vgg16_cifar, second_cifar.vgg16),
+        (models.densenet121_16, second_cifar.densenet121),
+        (models.mobilenetv2_16, second_cifar.mobilenetv2_16),
+    ],
+    ids=["resnet20", "resnet18", "vgg16", "densenet121", "mobilenetv2"],
+)
+def test_networks_to_compress(model: Any, second: Any, training: bool) -> None:
+    size = (32, 64) if second is second_cifar.vgg16 else (8, 16)
+    _agree(model(num_classes=5), second, _images(2, 3, *size), training, classes=5)

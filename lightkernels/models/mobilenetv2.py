@@ -34,6 +34,8 @@ TABLE3: tuple[Stage, ...] = (
     (6, 160, 1, 2),
     (6, 320, 3, 1),
 )
+# Diao et al. 2021, Table 4: one stride, late.
+MOBILENETV2_16: tuple[Stage, ...] = tuple((*stage[:3], 2 if stage[1] == 160 else 1) for stage in MOBILENETV2)
 STEM, LAST = 32, 1280
 
 
@@ -109,6 +111,17 @@ def mobilenetv2(num_classes: int = 1000, *, stem_stride: int = 2) -> MobileNetV2
     return MobileNetV2(MOBILENETV2, num_classes, "relu6", stem_stride, plain_body)
 
 
+def mobilenetv2_16(num_classes: int = 120) -> MobileNetV2:
+    """MobileNetV2 of width 1 for 16x16 images (Diao et al. 2021, Table 4): its only stride is that of the sixth stage.
+
+    Shapes: ``[N, 3, H, W]`` to ``[N, num_classes]``; the published size is 16x16.
+
+    Equivalent to: ``create_model("mobilenetv2_16", num_classes=120)``   (the default arguments)
+    """
+    positive_int("mobilenetv2_16", "num_classes", num_classes)
+    return MobileNetV2(MOBILENETV2_16, num_classes, "relu6", 1, plain_body)
+
+
 def dilated_mobilenetv2(
     dilations: Sequence[int] = (1, 2, 3),
     split: bool = False,
@@ -155,5 +168,6 @@ def dilated_mobilenetv2(
 
 
 register("mobilenetv2", mobilenetv2)
+register("mobilenetv2_16", mobilenetv2_16)
 register("dilated_mobilenetv2", dilated_mobilenetv2)
 register("dilated_mobilenetv2_split", dilated_mobilenetv2, split=True)

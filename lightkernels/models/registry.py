@@ -26,8 +26,9 @@ def list_models(pattern: str = "*") -> list[str]:
 
     The builders go by their own names: ``pydmobilenet``, ``multiception_net``, ``mobilenetv2``,
     ``dilated_mobilenetv2``. The papers' networks: ``pydmobilenet_<mid>_<depth>_<alpha in percent>``,
-    ``cifar_<network>_<layer>`` and ``stl_mobilenetv2_<layer>`` of the Multiception paper, and
-    ``dilated_mobilenetv2_split``.
+    ``cifar_<network>_<layer>`` and ``stl_mobilenetv2_<layer>`` of the Multiception paper,
+    ``dilated_mobilenetv2_split``, and those that compression starts from: ``cifar_resnet20``, ``cifar_resnet56``,
+    ``vgg16_cifar``, ``resnet18_cifar``, ``densenet121_16`` and ``mobilenetv2_16``.
 
     >>> from lightkernels.models import list_models
     >>> list_models("pydmobilenet_add_29_*")[:2]

@@ -1,5 +1,6 @@
 """Whole networks of the second pass of CondenseNet and MLDN: what they read, what they move, and how they are fed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -88,20 +89,39 @@ def test_norm_is_the_library_s() -> None:
             torch.testing.assert_close(run.moved["n.variance"], torch.stack((weights["n.variance"][0], variance)))
 
 
-def test_one_path_without_groups_is_a_plain_dense_block() -> None:
-    block = Block(6, 4, 2, groups=1, condense=1)
+@pytest.mark.parametrize("activation", [F.relu, F.hardswish])
+def test_one_path_without_groups_is_a_plain_dense_block(activation: Callable[[Tensor], Tensor]) -> None:
+    block = Block(6, 4, 2, groups=1, condense=1, hswish=activation is F.hardswish)
     weights = made_up(block_slots(block))
     x = expected = torch.randn(2, 6, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     for layer in range(2):
 
         def norm(y: Tensor, name: str, at: str = f"layers.{layer}.") -> Tensor:
             leaves = (weights[f"{at}{name}.{leaf}"][0] for leaf in ("mean", "variance", "gamma", "beta"))
-            return F.relu(F.batch_norm(y, *leaves))
+            return activation(F.batch_norm(y, *leaves))
 
         y = F.conv2d(norm(expected, "norm1"), weights[f"layers.{layer}.squeeze"][0, :, :, None, None])
         y = F.conv2d(norm(y, "norm2"), weights[f"layers.{layer}.conv"][0], padding=1)
         expected = torch.cat((expected, y), 1)
     torch.testing.assert_close(block_forward(Run(weights, False), x, block), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("net", [TWO, replace(TWO, version=2, hidden=6, head_excite=4, hswish_from=1, stem_stride=2)])
+def test_stem_transition_and_head(net: Net) -> None:
+    weights, blocks = made_up(net_slots(net)), net.blocks()
+    run = Run(weights, False)
+    x = F.conv2d(_images(), weights["stem"], None, net.stem_stride, 1)
+    x = block_forward(run, x, blocks[0], "blocks.0.")
+    side = 4 // net.stem_stride
+    x = x.unflatten(2, (side, 2)).unflatten(4, (side, 2)).mean((3, 5))
+    x = block_forward(run, x, blocks[1], "blocks.1.")
+    leaves = (weights[f"head.norm.{leaf}"] for leaf in ("mean", "variance", "gamma", "beta"))
+    y = F.relu(F.batch_norm(x, *leaves)).mean((2, 3))
+    if net.version == 2:
+        y = y * torch.sigmoid(F.relu(y @ weights["head.excite.down"].T) @ weights["head.excite.up"].T)
+        y = F.hardswish(y @ weights["head.hidden"].T + weights["head.hidden_bias"])
+    expected = y @ weights["head.classify"].T + weights["head.classify_bias"]
+    torch.testing.assert_close(forward(weights, _images(), net, training=False)[0], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_stem_leaves_the_rest_alone() -> None:

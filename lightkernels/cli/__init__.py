@@ -28,6 +28,7 @@ COMMANDS = {
     "info": Command("Versions, instruction sets, devices, and which backend runs what."),
     "explain": Command("Which backend would run one call, and why not the others."),
     "models": Command("The networks of the zoo beside their papers' rows.", "train", _TERMINAL),
+    "compress": Command("Exchange a network's bulky operators for light ones, by a search.", "train", _TRAIN),
     "bench": Command("Time an operator against the best of PyTorch on this machine.", "bench", _TERMINAL),
 }
 

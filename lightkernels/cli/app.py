@@ -74,6 +74,22 @@ class Dtype(str, enum.Enum):
     float16 = "float16"
 
 
+class Preset(str, enum.Enum):
+    paper = "paper"
+    recommended = "recommended"
+
+
+class CostScope(str, enum.Enum):
+    replaced = "replaced"
+    paper = "paper"
+    whole = "whole"
+
+
+class WeightsFile(str, enum.Enum):
+    safetensors = "safetensors"
+    torch = "torch"
+
+
 Device = Annotated[str, typer.Option(callback=device_name, help="Where to run: cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves torch's number.")]
 Backend = Annotated[str, typer.Option(callback=backend_name, help=f"One of {', '.join(NAMES)}.")]
@@ -114,6 +130,46 @@ def models(
     from lightkernels.cli import models as job
 
     return job.run(pattern, check)
+
+
+@command
+def compress(
+    model: Annotated[
+        str, typer.Option(help="A network of the zoo, or package.module:function that returns one.")
+    ] = "cifar_resnet20",
+    data: Annotated[
+        str, typer.Option(help="'digits', or package.module:function that returns (train loader, test loader).")
+    ] = "digits",
+    operators: Annotated[str, typer.Option(help="A set, SOP1 to SOP10, or names with commas between.")] = "SOP8",
+    preset: Annotated[Preset, typer.Option(help="All numbers not given here.")] = Preset.recommended,
+    lam: Annotated[list[float] | None, typer.Option(help="Weight of the cost; several make a Pareto figure.")] = None,
+    target_params: Annotated[str | None, typer.Option(help="At most so many parameters, or as in 40%.")] = None,
+    target_macs: Annotated[str | None, typer.Option(help="At most so many multiply-adds, or as in 40%.")] = None,
+    target_latency: Annotated[str | None, typer.Option(help="At most so many seconds, or as in 40%.")] = None,
+    scope: Annotated[CostScope, typer.Option(help="What the target speaks of.")] = CostScope.whole,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of the search, warm-up and freeze included.")] = None,
+    finetune_epochs: Annotated[int | None, typer.Option(min=0, help="Of the network that was found.")] = None,
+    batch: Annotated[int, typer.Option(min=2, help="Images in a step, for the digits.")] = 64,
+    names: Annotated[list[str] | None, typer.Option(help="Shell pattern of the layers that may be replaced.")] = None,
+    sizes: Annotated[list[int] | None, typer.Option(help="Kernel sizes that are replaced; 3 if left out.")] = None,
+    pools: Annotated[bool, typer.Option(help="Replace max-pools too.")] = False,
+    baselines: Annotated[int, typer.Option(min=0, help="Random architectures of equal cost to train.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what is reachable.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in the folder.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for everything that is written.")] = Path("runs/compress"),
+    weights: Annotated[WeightsFile, typer.Option(help="How the weights are stored.")] = WeightsFile.safetensors,
+    device: Device = "cpu",
+    threads: Threads = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, gates and the order of the images.")] = 0,
+) -> int:
+    from lightkernels.cli import compress as job
+
+    options = job.Options(
+        model, data, operators, preset.value, lam or [], target_params, target_macs, target_latency, scope.value,
+        epochs, finetune_epochs, batch, names or [], sizes or [3], pools, baselines, dry_run, resume, out,
+        weights.value, device, threads, seed,
+    )  # fmt: skip
+    return job.run(options)
 
 
 @command

@@ -175,7 +175,7 @@ def rsdc_rule(
     def rule(name: str, layer: nn.Module) -> nn.Module | str | None:
         if not isinstance(layer, nn.Conv2d) or not fnmatchcase(name, names):
             return None
-        reason = _why_not(layer, sizes, depthwise)
+        reason = why_not_plain(layer, sizes, depthwise)
         if reason is not None:
             return reason
         return RSDC2d.from_conv2d(layer, kernel_size, place=place, scope=scope, generator=generator)
@@ -183,7 +183,7 @@ def rsdc_rule(
     return rule
 
 
-def _why_not(conv: nn.Conv2d, sizes: Sequence[int], depthwise: bool) -> str | None:
+def why_not_plain(conv: nn.Conv2d, sizes: Sequence[int], depthwise: bool) -> str | None:
     if type(conv) is not nn.Conv2d:
         return f"it is a {type(conv).__name__}, not a plain Conv2d"
     rows, columns = conv.kernel_size

@@ -1,0 +1,93 @@
+"""The numbers of a search, with the paper's and ours as named presets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from lightkernels._core.spec import fail_type, require
+from lightkernels.nn._arguments import one_of, positive_int
+
+Objective = Literal["paper", "params", "macs", "latency"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Weights: SGD and a cosine. Gates: Adam with coupled L2, its rate times ``gate_gamma`` every ``gate_step`` epochs.
+
+    ``lam`` weighs the objective ``cost``: ``"paper"`` is the mean of log weights and log multiply-adds, summed over the
+    layers (Eq. 8); the others the log of one cost. ``form="total"`` weighs the sum over the layers instead of the logs.
+    In the ``warmup_epochs`` every step trains one uniformly random path and no gate; before the ``freeze_epochs`` the
+    gates are settled for good, and the last epochs train the path that was found.
+    """
+
+    epochs: int = 150
+    warmup_epochs: int = 0
+    freeze_epochs: int = 0
+    finetune_epochs: int = 20
+    lam: float = 1.5e-3
+    cost: Objective = "paper"
+    form: Literal["log", "total"] = "log"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    gate_lr: float = 0.01
+    gate_weight_decay: float = 1e-3
+    gate_step: int = 40
+    gate_gamma: float = 0.3
+    finetune_lr: float = 0.02
+    undecided: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "gate_step"):
+            positive_int("search", name, getattr(self, name))
+        for name in ("warmup_epochs", "freeze_epochs", "finetune_epochs"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                fail_type("search", name, "be an int", value)
+            require(value >= 0, "search", name, "be at least 0", value)
+        phases = self.warmup_epochs + self.freeze_epochs
+        hint = "in the epochs between warm-up and freeze the gates learn"
+        require(phases < self.epochs, "search", "epochs", f"exceed warm-up and freeze, {phases}", self.epochs, hint)
+        for name in ("lam", "lr", "momentum", "weight_decay", "gate_lr", "gate_weight_decay", "finetune_lr"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                fail_type("search", name, "be a number", value)
+            require(math.isfinite(value) and value >= 0, "search", name, "be at least 0", value)
+        one_of("search", "cost", self.cost, ("paper", "params", "macs", "latency"))
+        one_of("search", "form", self.form, ("log", "total"))
+
+    @property
+    def gate_epochs(self) -> int:
+        """The E of the gates' schedule: epochs in which they learn."""
+        return self.epochs - self.warmup_epochs - self.freeze_epochs
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# Section 5 of the paper; it leaves the length and the rate of fine-tuning open.
+PRESETS = {
+    "paper": Settings(),
+    "recommended": Settings(epochs=60, warmup_epochs=12, freeze_epochs=6, finetune_epochs=20, gate_step=16),
+}
+
+
+def preset(name: str = "recommended", **changes: Any) -> Settings:
+    """The settings called ``name`` with ``changes``; phases that are not given keep their share of ``epochs``.
+
+    >>> preset("recommended", epochs=30).warmup_epochs
+    6
+
+    Raises:
+        ValueError: for an unknown name or value; TypeError for an unknown field.
+    """
+    one_of("preset", "name", name, PRESETS)
+    base = PRESETS[name]
+    epochs = changes.get("epochs", base.epochs)
+    if isinstance(epochs, int) and epochs >= 1:
+        for field in ("warmup_epochs", "freeze_epochs", "gate_step"):
+            scaled = round(getattr(base, field) * epochs / base.epochs)
+            changes.setdefault(field, max(1, scaled) if field == "gate_step" else scaled)
+    return replace(base, **changes)

@@ -14,7 +14,7 @@ from torch import nn
 from lightkernels import compress, models
 from lightkernels.compress import Selection
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "lwdc.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "lwdc_networks.json").read_text())
 # Ours, the paper's, what is replaced there, and the set of operators of the reachable rates.
 NETWORKS = [
     ("cifar_resnet20", "ResNet20", {}, 32, ("SOP1", "SOP2")),
@@ -22,8 +22,8 @@ NETWORKS = [
     ("vgg16_cifar", "VGG16", {"pools": True}, 32, ("SOP4",)),
     ("resnet18_cifar", "ResNet18", {}, 32, ("SOP8",)),
     ("densenet121_16", "DenseNet121", {}, 16, ("SOP9",)),
+    ("mobilenetv2_16", "MobileNetV2", {"sizes": (1,), "names": "blocks.*"}, 16, ("SOP10",)),
 ]
-MOBILENET = {"sizes": (1,), "names": "*"}
 
 
 def test_the_plan_accounts_for_every_layer():
@@ -39,7 +39,7 @@ def test_the_plan_accounts_for_every_layer():
     assert rows["depthwise"].why == "it is depthwise: it is light already"
     assert rows["block2.project"].why == "its kernel is 1x1, not 3x3"
     assert rows["classify"].why == "no operator replaces its kind"
-    assert str(plan).startswith("4 of 16 layers are replaced\n") or "layers are replaced" in str(plan)
+    assert str(plan).startswith("4 of 15 layers are replaced\n")
     assert not any(isinstance(m, Selection) for m in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -50,7 +50,7 @@ def test_the_supernet_is_what_the_plan_says():
     assert list(compress.selections(net)) == SITES
     assert all(type(net.get_submodule(site.norm)) is nn.Identity for site in plan.sites)
     assert net(images()).shape == (4, 4)
-    with pytest.raises(ValueError, match="have no selection operators yet; got 'block1.conv1'"):
+    with pytest.raises(ValueError, match=r"have no selection operators yet; got 'block1.conv1'"):
         compress.plan(net, images())
 
 
@@ -123,17 +123,19 @@ def test_a_batchnorm_goes_only_if_it_alone_reads_the_layer():
 
 
 def test_errors_name_layer_operator_rule_and_mend():
-    with pytest.raises(ValueError, match=r"(?s)fit every layer; got none for block1.conv1 \(16 to 16.*C_3x3_16: .*Hint"):
+    with pytest.raises(
+        ValueError, match=r"(?s)fit every layer; got none for block1.conv1 \(16 to 16.*C_3x3_16: .*Hint"
+    ):
         compress.plan(network(), images(), ["C_3x3_16"])
     with pytest.raises(ValueError, match=r"SOP8"):
         compress.plan(network(), images(), "SOP88")
-    with pytest.raises(ValueError, match="have a layer that the operators can replace; got .*stem: it is the first"):
+    with pytest.raises(ValueError, match=r"have a layer that the operators can replace; got .*0: it is the first"):
         compress.plan(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), images())
-    with pytest.raises(ValueError, match="have a layer that the operators can replace"):
+    with pytest.raises(ValueError, match=r"have a layer that the operators can replace"):
         compress.plan(network(), images(), names="head.*")
-    with pytest.raises(TypeError, match="example_inputs must be a tensor"):
+    with pytest.raises(TypeError, match=r"example_inputs must be a tensor"):
         compress.plan(network(), 3)
-    with pytest.raises(TypeError, match="model must be an nn.Module"):
+    with pytest.raises(TypeError, match=r"model must be an nn.Module"):
         compress.plan("resnet", images())
 
 
@@ -185,7 +187,7 @@ def test_an_impossible_target_is_refused_before_training():
     with pytest.raises(ValueError, match=r"target_params must be at least 4,.*1\.41 times less.*58 replaced layers"):
         plan.target("params", plan.before("params", "paper") / 3.42, "paper")
     assert plan.target("params", plan.before("params", "replaced") / 3.42, "replaced").scope == "replaced"
-    with pytest.raises(ValueError, match="be a number, or a share"):
+    with pytest.raises(ValueError, match=r"be a number, or a share"):
         plan.target("params", "half")
 
 
@@ -206,5 +208,5 @@ def test_random_architectures_have_the_cost_asked_for():
         for drawn in compress.random_architectures(plan, 3, cost=cost, tolerance=0.1):
             assert plan.cost(drawn, "params") == pytest.approx(cost, rel=0.1)
     assert compress.random_architectures(plan, 5, seed=1) == compress.random_architectures(plan, 5, seed=1)
-    with pytest.raises(ValueError, match="cost must lie in"):
+    with pytest.raises(ValueError, match=r"cost must lie in"):
         compress.random_architectures(plan, 1, cost=1.0)

@@ -47,7 +47,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def norm_product(norm: nn.Module, z: Tensor, g: Tensor) -> Tensor:
     """``product(norm(z), g)`` from sums over the channels; running statistics are read in evaluation, never written."""
-    if type(norm) is not nn.BatchNorm2d or g.dtype != z.dtype:
+    # On CPUs, torch keeps the statistics of 16-bit maps in 16 bits, and takes them back in 32 only.
+    if type(norm) is not nn.BatchNorm2d or g.dtype != z.dtype or z.dtype.itemsize < 4:
         return product(norm(z), g)
     training = norm.training or norm.running_mean is None
     mean = inverse = None

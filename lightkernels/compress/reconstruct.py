@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -17,13 +17,13 @@ from lightkernels.compress.operators import operator_set
 from lightkernels.compress.plan import Latencies, Plan, Row
 from lightkernels.compress.selection import Selection, selections
 from lightkernels.compress.sites import Choice, Finder, Site
-from lightkernels.compress.trace import Inputs, evaluating, run, tensors, trace
+from lightkernels.compress.trace import CONVOLUTIONS, Inputs, evaluating, run, tensors, trace
+from lightkernels.nn import MultiDepthwiseConv2d
 from lightkernels.nn._arguments import one_of
 from lightkernels.nn.convert import convert
 
 Patterns = str | Sequence[str]
 Order = Literal["cost", "paper"]
-_SILENT = "no rule speaks of it"  # what convert says of a layer that the rule is silent about
 
 
 def plan(
@@ -63,32 +63,24 @@ def plan(
     choice = Choice(patterns, tuple(sizes), pools, keep_first, order)
     traced = trace(model, example_inputs)
     finder = Finder(model, traced, operator_set(operators), choice)
-    sites: list[Site] = []
-
-    def rule(name: str, layer: nn.Module) -> nn.Module | str | None:
-        found = finder.look(name, layer)
-        if isinstance(found, Site):
-            sites.append(found)
-            return None
-        return found
-
-    _, report = convert(model, rule)
-    require(len(sites) > 0, "reconstruct", "model", "have a layer that the operators can replace",
-            "; ".join(f"{row.name}: {row.why}" for row in report.rows if row.why != _SILENT) or "no convolution",
-            hint="names=, sizes= and pools= say which layers are looked at")  # fmt: skip
+    answers = {name: finder.look(name) for name, _ in model.named_modules()}
     order_run = {call.name: i for i, call in enumerate(traced.calls)}
-    sites.sort(key=lambda site: order_run[site.name])
+    sites = sorted((a for a in answers.values() if isinstance(a, Site)), key=lambda site: order_run[site.name])
+    reasons = "; ".join(f"{name}: {said}" for name, said in answers.items() if isinstance(said, str))
+    hint = "names=, sizes= and pools= say which layers are looked at"
+    expected = "have a layer that the operators can replace"
+    require(len(sites) > 0, "reconstruct", "model", expected, reasons or "no convolution", hint)
     by_name, norms = {site.name: site for site in sites}, {site.norm: site.name for site in sites if site.norm}
     rows = []
-    for row in report.rows:
-        if row.name in by_name:
-            rows.append(Row(row.name, row.kind, True, _chosen(by_name[row.name])))
-        elif row.name in norms:
-            rows.append(Row(row.name, row.kind, True, f"every operator of {norms[row.name]} has its own"))
-        else:
-            rows.append(
-                Row(row.name, row.kind, False, "no operator replaces its kind" if row.why == _SILENT else row.why)
-            )
+    for name, layer in _layers(model):
+        said = answers.get(name, "it stands in another place too, and goes the way of that one")
+        if name in by_name:
+            rows.append(Row(name, type(layer).__name__, True, _chosen(by_name[name])))
+        elif name in norms:
+            rows.append(Row(name, type(layer).__name__, True, f"every operator of {norms[name]} has its own"))
+        elif isinstance(said, str) or not list(layer.children()):
+            why = said if isinstance(said, str) else "no operator replaces its kind"
+            rows.append(Row(name, type(layer).__name__, False, why))
     return Plan(tuple(rows), tuple(sites), _paper_kept(model, finder, by_name), _totals(model, traced.macs))
 
 
@@ -181,6 +173,16 @@ def _inherit(branch: nn.Module, conv: nn.Conv2d, norm: nn.Module | None) -> None
             after.eps = norm.eps
 
 
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by every name; what is inside a layer of ours is no layer of its own."""
+    inside: tuple[str, ...] = ()
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if not name.startswith(inside):
+            yield name, layer
+            if isinstance(layer, MultiDepthwiseConv2d):
+                inside = (*inside, f"{name}.")
+
+
 def _chosen(site: Site) -> str:
     text = f"{site.in_channels} to {site.out_channels} channels"
     text += f", stride {site.stride}" if site.stride > 1 else ""
@@ -193,11 +195,12 @@ def _paper_kept(model: nn.Module, finder: Finder, sites: dict[str, Site]) -> tup
     weights = macs = 0
     seen: set[int] = set()
     for call in finder.trace.calls:
-        conv = finder.modules[call.name]
-        if isinstance(conv, nn.Conv2d) and call.name not in sites and call.name != finder.first:
-            weights += 0 if id(conv.weight) in seen else conv.weight.numel()
-            seen.add(id(conv.weight))
-            macs += conv.weight.numel() * call.out[0] * call.out[1]
+        layer = finder.modules[call.name]
+        if isinstance(layer, CONVOLUTIONS) and call.name not in sites and call.name != finder.first:
+            kernels = [p for p in layer.parameters() if p.dim() > 1]
+            weights += sum(p.numel() for p in kernels if id(p) not in seen)
+            seen.update(map(id, kernels))
+            macs += sum(p.numel() for p in kernels) * call.out[0] * call.out[1]
     return weights, macs
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightkernels.compress import operators as ops
 from lightkernels.compress.cost import cost
-from lightkernels.compress.trace import Call, Trace
+from lightkernels.compress.trace import CONVOLUTIONS, Call, Trace
 from lightkernels.nn.convert import why_not_plain
 
 
@@ -63,12 +63,13 @@ class Finder:
     def __init__(self, model: nn.Module, trace: Trace, operators: Sequence[str], choice: Choice) -> None:
         self.modules, self.trace, self.operators, self.choice = dict(model.named_modules()), trace, operators, choice
         self.owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
-        convs = [call.name for call in trace.calls if isinstance(self.modules[call.name], nn.Conv2d)]
+        convs = [call.name for call in trace.calls if isinstance(self.modules[call.name], CONVOLUTIONS)]
         self.first = convs[0] if convs else None
         self.memo: dict[tuple[str, int, int, int, tuple[int, int]], Option] = {}
 
-    def look(self, name: str, layer: nn.Module) -> Site | str | None:
+    def look(self, name: str) -> Site | str | None:
         """None for what is neither a convolution nor a pool that was asked for."""
+        layer = self.modules[name]
         pool = isinstance(layer, nn.MaxPool2d) and self.choice.pools
         if not pool and not isinstance(layer, nn.modules.conv._ConvNd):
             return None

@@ -15,12 +15,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightkernels._core.spec import fail_type
+from lightkernels.nn import MultiDepthwiseConv2d, RSDC2d
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 T = TypeVar("T")
 # Read a value, though they return no tensor; other functions without tensors among their results read shapes alone.
 _READERS = {"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__array__"}
-_WATCHED = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.MaxPool2d)
+CONVOLUTIONS = (nn.Conv2d, MultiDepthwiseConv2d, RSDC2d)
+_WATCHED = (*CONVOLUTIONS, nn.modules.batchnorm._BatchNorm, nn.MaxPool2d)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightkernels import models
 from second_pass import cifar as second_cifar
-from second_pass import cifar as second_cifar
 from second_pass import mobilenetv2 as second_mobilenetv2
 from second_pass import multiception as second_multiception
 from second_pass import nguyen as second_nguyen
@@ -134,18 +133,3 @@ def test_dilated_mobilenetv2(split: bool, width: Any, training: bool) -> None:
 def test_networks_to_compress(model: Any, second: Any, training: bool) -> None:
     size = (32, 64) if second is second_cifar.vgg16 else (8, 16)
     _agree(model(num_classes=5), second, _images(2, 3, *size), training, classes=5)
-
-
-STARTS = [
-    ("cifar_resnet20", second_cifar.cifar_resnet, (3, 3, 8, 10)),
-    ("vgg16_cifar", second_cifar.vgg16, (2, 3, 64, 32)),
-    ("resnet18_cifar", second_cifar.resnet18, (2, 3, 16, 12)),
-    ("densenet121_16", second_cifar.densenet121, (2, 3, 6, 8)),
-    ("mobilenetv2_16", second_cifar.mobilenetv2_16, (3, 3, 6, 8)),
-]
-
-
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize(("name", "second", "size"), STARTS, ids=[start[0] for start in STARTS])
-def test_what_compression_starts_from(name: str, second: Any, size: tuple[int, ...], training: bool) -> None:
-    _agree(models.create_model(name, num_classes=7), second, _images(*size), training, classes=7)

@@ -136,9 +136,10 @@ def test_the_networks_own_error_comes_through():
     ("arguments", "error", "message"),
     [
         (
-            (nn.Identity(), (3, 8, 8), "condensenet"),
+            (nn.Identity(), (3, 8, 8), "flops"),
             ValueError,
-            "count: convention must be one of 'macs', 'pydmobilenet'; got 'condensenet'.",
+            "count: convention must be one of 'macs', 'condensenet', 'converted', 'train', 'pydmobilenet'; "
+            "got 'flops'.",
         ),
         ((nn.Identity(), (3, 8)), ValueError, "count: input_size must be a tuple (C, H, W); got (3, 8)."),
         ((nn.Identity(), (3, 8, 0)), ValueError, "count: input_size must be at least 1 everywhere; got (3, 8, 0)."),

@@ -25,6 +25,12 @@ def test_names():
     assert len(list_models("cifar_*")) == 32
     assert list_models("*mobilenetv2*split") == ["dilated_mobilenetv2_split"]
     assert {"pydmobilenet", "multiception_net", "mobilenetv2", "dilated_mobilenetv2"} < set(names)
+    depths = (50, 74, 86, 98, 110, 122, 182)
+    assert set(list_models("condensenet_*")) == {
+        *(f"condensenet_{depth}" for depth in depths),
+        *("condensenet_74_imagenet_c4", "condensenet_74_imagenet_c8"),
+    }
+    assert list_models("condensenetv2_*") == ["condensenetv2_a", "condensenetv2_b", "condensenetv2_c"]
     assert list_models("nothing*") == []
 
 
@@ -34,7 +40,8 @@ def test_every_name_makes_a_network_whose_depthwise_layers_are_ours(name):
         model = create_model(name, num_classes=7)
     assert model.classifier.out_features == 7
     ours = {id(branch) for m in model.modules() if isinstance(m, MultiDepthwiseConv2d) for branch in m.branches}
-    assert {id(m) for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1} == ours
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
+    assert {id(m) for m in convs if m.groups == m.in_channels} == ours
 
 
 def test_options_override_the_name():
@@ -46,7 +53,7 @@ def test_public_names():
     assert lightkernels.models.create_model is create_model
     assert set(lightkernels.models.__all__) == {
         *("Count", "count", "create_model", "list_models"),
-        *("dilated_mobilenetv2", "mobilenetv2", "multiception_net", "pydmobilenet"),
+        *("condensenet", "dilated_mobilenetv2", "mobilenetv2", "multiception_net", "pydmobilenet"),
         *("cifar_resnet", "densenet121_16", "mobilenetv2_16", "resnet18_cifar", "vgg16_cifar"),
     }
     assert set(lightkernels.nn.__all__) >= {"DepthwiseSeparable2d", "MultiDepthwiseConv2d", "Multiception2d", "RSDC2d"}

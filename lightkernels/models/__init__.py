@@ -1,6 +1,7 @@
 """The zoo: networks of the papers by name, and their parameters and operations under the papers' conventions."""
 
 from lightkernels.models.cifar import cifar_resnet, resnet18_cifar, vgg16_cifar
+from lightkernels.models.condensenet import condensenet
 from lightkernels.models.counting import Count, count
 from lightkernels.models.densenet import densenet121_16
 from lightkernels.models.mobilenetv2 import dilated_mobilenetv2, mobilenetv2, mobilenetv2_16
@@ -11,6 +12,7 @@ from lightkernels.models.registry import create_model, list_models
 __all__ = [
     "Count",
     "cifar_resnet",
+    "condensenet",
     "count",
     "create_model",
     "densenet121_16",

@@ -6,17 +6,17 @@ import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightkernels._core.spec import fail_type, require
+from lightkernels._core.spec import fail_type, pair, require
 from lightkernels.nn import MultiDepthwiseConv2d
 from lightkernels.nn._arguments import int_tuple, one_of
 
-Elementwise = Callable[[nn.Module, Tensor], int]
+Elementwise = Callable[[nn.Module, Tensor, Tensor], int]
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,48 @@ class Count:
     ops: int
 
 
-def _nothing(module: nn.Module, output: Tensor) -> int:
+def _nothing(module: nn.Module, x: Tensor, y: Tensor) -> int:
     return 0
 
 
-def _norms_and_sums(module: nn.Module, output: Tensor) -> int:
+def _norms_and_sums(module: nn.Module, x: Tensor, y: Tensor) -> int:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return output.numel()
+        return y.numel()
     if isinstance(module, MultiDepthwiseConv2d) and module.combine == "add" and len(module.branches) > 1:
-        return len(module.branches) * output.numel()
+        return len(module.branches) * y.numel()
     return 0
 
 
-# What a convention adds to the multiply-adds, for each module that runs.
-_CONVENTIONS: dict[str, Elementwise] = {"macs": _nothing, "pydmobilenet": _norms_and_sums}
+def _activations_and_pools(module: nn.Module, x: Tensor, y: Tensor) -> int:
+    if isinstance(module, nn.ReLU | nn.ReLU6 | nn.Hardswish):
+        return y.numel()
+    if isinstance(module, nn.Sigmoid):
+        return 2 * y.numel()
+    if isinstance(module, nn.AvgPool2d):
+        high, wide = pair("count", "kernel_size", module.kernel_size)
+        return y.numel() * high * wide
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return x.numel()
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        return y.numel()
+    return 0
+
+
+@dataclass(frozen=True)
+class _Convention:
+    """What is added to the multiply-adds of each module that runs, and whether modules state their own counts."""
+
+    extra: Elementwise
+    asks: bool
+
+
+_CONVENTIONS = {
+    "macs": _Convention(_nothing, True),
+    "condensenet": _Convention(_activations_and_pools, True),
+    "converted": _Convention(_activations_and_pools, True),
+    "train": _Convention(_nothing, False),
+    "pydmobilenet": _Convention(_norms_and_sums, False),
+}
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
@@ -53,19 +81,44 @@ def _meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _run(model: nn.Module, image: Tensor, elementwise: Elementwise) -> int:
-    extra = 0
+class _Tally:
+    """What runs, and what modules with a ``stated_count`` say of themselves in the place of what ran inside them."""
 
-    def add(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal extra
-        if isinstance(output, Tensor):
-            extra += elementwise(module, output)
+    def __init__(self, model: nn.Module, convention: str, counter: FlopCounterMode) -> None:
+        self.convention, self.rule, self.counter = convention, _CONVENTIONS[convention], counter
+        self.ops = 0
+        self.params: dict[int, int] = {}  # by module: what it states less what it has
+        self.open: list[tuple[int, int, dict[int, int]]] = []
+        for module in model.modules():
+            module.register_forward_pre_hook(self.enter)
+            module.register_forward_hook(self.leave)
 
-    for module in model.modules():
-        module.register_forward_hook(add)
+    def executed(self) -> int:
+        return int(self.counter.get_total_flops()) // 2
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        if self.rule.asks and hasattr(module, "stated_count"):
+            self.open.append((self.executed(), self.ops, dict(self.params)))
+
+    def leave(self, module: nn.Module, args: Any, y: Any) -> None:
+        x = args[0] if args else None
+        if self.rule.asks and hasattr(module, "stated_count"):
+            before, ops, params = self.open.pop()
+            said = cast(Any, module).stated_count(self.convention, x, y)
+            if said is not None:
+                self.ops = ops + said[1] - (self.executed() - before)
+                self.params = params | {id(module): said[0] - sum(p.numel() for p in module.parameters())}
+                return
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            self.ops += self.rule.extra(module, x, y)
+
+
+def _run(model: nn.Module, image: Tensor, convention: str) -> tuple[int, int]:
+    """Operations of one image, and what stated parameters differ by."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        tally = _Tally(model, convention, counter)
         model.eval()(image)
-    return int(counter.get_total_flops()) // 2 + extra
+    return tally.executed() + tally.ops, sum(tally.params.values())
 
 
 def count(model: nn.Module, input_size: tuple[int, int, int], convention: str = "macs") -> Count:
@@ -77,8 +130,19 @@ def count(model: nn.Module, input_size: tuple[int, int, int], convention: str = 
 
     * ``"macs"``: multiply-adds of the convolutions and matrix products that run, padding taps included, never doubled.
       An operator of ours counts its definition: 83 taps for the sum of 3x3, 5x5 and 7x7, though 49 are computed.
-    * ``"pydmobilenet"``: that, plus 1 for each element of each BatchNorm output, plus M for each output element of a
-      sum of M branches: the convention that gives the FLOPs of Hoang and Jo, Table 3 (with ``inner="in"``).
+      Learned groups count what is left of them after condensation, whether it has taken place or not.
+    * ``"train"``: the same, with learned groups as the masked dense convolutions that training runs.
+    * ``"condensenet"``: what the CondenseNet and MLDN papers print: multiply-adds, learned groups as above; 1 for each
+      element of a ReLU or h-swish, 2 of a sigmoid, 1 for each element that a mean or average pool reads; the bias of a
+      linear layer (not in CondenseNetV2). ``params`` has learned groups as above too, and every norm whole.
+    * ``"converted"``: the same after conversion: norms of the picked channels alone, and, in version 1, a classifier
+      that reads half of its inputs. The official ImageNet tables print this.
+    * ``"pydmobilenet"``: multiply-adds, plus 1 for each element of each BatchNorm output, plus M for each output
+      element of a sum of M branches: the convention that gives the FLOPs of Hoang and Jo, Table 3 (with
+      ``inner="in"``).
+
+    Activations and pools are counted where they are modules; a module of your own may say what it counts for by a
+    method ``stated_count(convention, x, y) -> (params, ops)`` of one image's input and output.
 
     The forward pass runs in evaluation mode on a copy without memory (device "meta"); where a network reads values of
     its tensors, which such a copy lacks, it runs on a real copy. The model itself is not touched.
@@ -100,12 +164,11 @@ def count(model: nn.Module, input_size: tuple[int, int, int], convention: str = 
 
     parameters = list(model.parameters())
     dtype = next((p.dtype for p in parameters if p.dtype.is_floating_point), torch.get_default_dtype())
-    elementwise = _CONVENTIONS[convention]
-    ops: int | None = None
+    found: tuple[int, int] | None = None
     # Whatever a network raises for want of values; what it raises for other reasons it raises again below.
     with contextlib.suppress(Exception):
-        ops = _run(_meta_copy(model), torch.empty(1, *size, dtype=dtype, device="meta"), elementwise)
-    if ops is None:
+        found = _run(_meta_copy(model), torch.empty(1, *size, dtype=dtype, device="meta"), convention)
+    if found is None:
         device = parameters[0].device if parameters else torch.device("cpu")
-        ops = _run(copy.deepcopy(model), torch.zeros(1, *size, dtype=dtype, device=device), elementwise)
-    return Count(params=sum(p.numel() for p in parameters), ops=ops)
+        found = _run(copy.deepcopy(model), torch.zeros(1, *size, dtype=dtype, device=device), convention)
+    return Count(params=sum(p.numel() for p in parameters) + found[1], ops=found[0])

@@ -16,6 +16,7 @@ from lightkernels.models.shake_shake import OffsetShortcut, shake_shake
 from lightkernels.nn import DepthwiseSeparable2d, Multiception2d
 from lightkernels.nn._arguments import odd_kernels, one_of, positive_int
 from lightkernels.nn.multi_depthwise import split_channels
+from lightkernels.nn.squeeze_excite import SqueezeExcite
 
 Layer = Literal["standard", "dsconv", "mixconv", "mixconv_dense", "multiception"]
 LAYERS = ("standard", "dsconv", "mixconv", "mixconv_dense", "multiception")
@@ -78,19 +79,6 @@ MAKERS: dict[str, MakeLayer] = {
     "mixconv_dense": _mixconv_dense,
     "multiception": _multiception,
 }
-
-
-class SqueezeExcite(nn.Module):
-    """Scales each channel by a sigmoid of two linear layers (without bias) of the means over the map."""
-
-    def __init__(self, channels: int, reduction: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
-        self.excite = nn.Linear(channels // reduction, channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = torch.sigmoid(self.excite(functional.relu(self.squeeze(x.mean((2, 3))))))
-        return x * scale[:, :, None, None]
 
 
 class BasicBlock(nn.Module):

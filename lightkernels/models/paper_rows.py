@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightkernels.models.condensenet_rows import ROWS as _CONDENSENET
+
 Size = tuple[int, int, int]
 
 
@@ -13,9 +15,10 @@ Size = tuple[int, int, int]
 class PaperRow:
     """One row (for the Multiception paper one cell) of a table.
 
-    The network is ``create_model(model, num_classes=num_classes, **options)``. `params` are its exact parameters; `ops`
-    its exact operations under `convention` at `input_size`, with `ops_options` added to its options where the paper's
-    two columns describe different networks. Printed figures are in millions, with the digits that the paper prints.
+    The network is ``create_model(model, num_classes=num_classes, **options)``. `params` and `ops` are its exact
+    parameters and operations under `convention` at `input_size`, the operations with `ops_options` added to its options
+    where the paper's two columns describe different networks. Printed figures are in millions, with the paper's digits.
+    A note that begins with "known" explains a printed figure that is not ours.
     """
 
     paper: str
@@ -171,6 +174,12 @@ def _rows() -> Iterator[PaperRow]:
             *(f"Nguyen, {table}", row, dataset, model, classes, IMAGE, exact, exact_ops),
             options={"width": "table3"} if table == "Table 3" else {},
             note=note,
+        )
+    for paper, row, model, given, convention, exact, exact_ops, params, ops, note in _CONDENSENET:
+        large = paper.endswith("ImageNet")
+        dataset, classes, size = ("ImageNet", 1000, IMAGE) if large else ("CIFAR-10", 10, SMALL)
+        yield PaperRow(
+            *(paper, row, dataset, model, classes, size, exact, exact_ops, params, ops, convention, given), note=note
         )
 
 

@@ -52,3 +52,11 @@ def one_per_branch(op: str, arg: str, value: object, branches: int) -> tuple[int
     entries = entries * branches if isinstance(value, int) else entries
     require(len(entries) == branches, op, arg, f"be an int or have {branches} entries, one a branch", value)
     return entries
+
+
+def share(op: str, arg: str, value: object) -> float:
+    """A number from 0 to less than 1."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        fail_type(op, arg, "be a number", value)
+    require(0 <= value < 1, op, arg, "be at least 0 and less than 1", value)
+    return float(value)

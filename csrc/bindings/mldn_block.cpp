@@ -1,0 +1,131 @@
+// Addresses come in as integers (Tensor.data_ptr()), 0 for a tensor that is not there; shapes and dtypes were checked
+// in Python.
+#include <pybind11/stl.h>
+
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "bindings/registry.h"
+#include "mldn_block/params.h"
+
+namespace py = pybind11;
+using Address = std::uintptr_t;
+
+namespace lk::mldn_block {
+
+extern const Table table_baseline;
+#ifdef LK_HAVE_avx2
+extern const Table table_avx2;
+#endif
+#ifdef LK_HAVE_avx512
+extern const Table table_avx512;
+#endif
+
+namespace {
+
+const Table& table() {
+  static const Tables<Table> tables = {{
+      &table_baseline,
+#ifdef LK_HAVE_avx2
+      &table_avx2,
+#else
+      nullptr,
+#endif
+#ifdef LK_HAVE_avx512
+      &table_avx512,
+#else
+      nullptr,
+#endif
+  }};
+  return *tables.get();
+}
+
+void check(int error) {
+  if (error == out_of_memory) throw std::bad_alloc();
+  if (error) throw std::runtime_error("mldn_block: native kernel refused the call; please report this");
+}
+
+void* at(Address a) { return reinterpret_cast<void*>(a); }
+
+Inputs inputs(const std::vector<Address>& a, std::uint64_t seed) {
+  if (a.size() != 9) throw std::invalid_argument("mldn_block: nine inputs");
+  return {at(a[0]),
+          at(a[1]),
+          at(a[2]),
+          at(a[3]),
+          at(a[4]),
+          at(a[5]),
+          at(a[6]),
+          static_cast<const i64*>(at(a[7])),
+          static_cast<const i64*>(at(a[8])),
+          seed};
+}
+Outputs outputs(const std::vector<Address>& a) {
+  if (a.size() != 4) throw std::invalid_argument("mldn_block: four outputs");
+  return {at(a[0]), at(a[1]), at(a[2]), at(a[3])};
+}
+
+// Made once a shape and kept by the Python side; owns the partners that Params points to.
+struct Plan {
+  Params p{};
+  std::vector<i64> partner;
+
+  // head: n c h w layers paths kappa mid groups kernel taps sets index_groups condense batch_stats keep dtype
+  Plan(const std::vector<i64>& head, double eps, i64 threshold, double factor, std::vector<i64> table)
+      : partner(std::move(table)) {
+    if (head.size() != 17) throw std::invalid_argument("Plan: wrong number of values");
+    const i64* v = head.data();
+    for (i64* to : {&p.n, &p.c, &p.h, &p.w, &p.layers, &p.paths, &p.kappa, &p.mid, &p.groups, &p.kernel, &p.taps,
+                    &p.sets, &p.index_groups, &p.condense, &p.batch_stats, &p.keep})
+      *to = *v++;
+    p.dtype = static_cast<DType>(*v);
+    p.eps = eps;
+    p.threshold = static_cast<std::uint32_t>(threshold);
+    p.factor = factor;
+    p.partner = partner.data();
+    if (static_cast<i64>(partner.size()) != p.layers * p.paths) throw std::invalid_argument("Plan: partners");
+  }
+  Plan(const Plan&) = delete;
+  Params with(int threads) const {
+    Params q = p;
+    q.threads = threads;
+    return q;
+  }
+};
+
+// inputs: weight1 weight3 bias3 affine1 affine2 running1 running2 taps index; outputs: y mid stats1 stats2; gradients:
+// g buffer inner x weight1 weight3 bias3 affine1 affine2.
+void bind(py::module_& m) {
+  using nogil = py::call_guard<py::gil_scoped_release>;
+  using Addresses = std::vector<Address>;
+  py::class_<Plan>(m, "MldnBlockPlan")
+      .def(py::init<const std::vector<i64>&, double, i64, double, std::vector<i64>>())
+      .def(
+          "fwd",
+          [](const Plan& plan, const Addresses& in, std::uint64_t seed, const Addresses& out, int threads) {
+            check(table().fwd(plan.with(threads), inputs(in, seed), outputs(out)));
+          },
+          nogil())
+      .def(
+          "infer",
+          [](const Plan& plan, const Addresses& in, Address y, int threads) {
+            check(table().infer(plan.with(threads), inputs(in, 0), at(y)));
+          },
+          nogil())
+      .def(
+          "bwd",
+          [](const Plan& plan, const Addresses& in, std::uint64_t seed, const Addresses& out, const Addresses& g,
+             int threads) {
+            if (g.size() != 9) throw std::invalid_argument("mldn_block: nine gradients");
+            const Gradients grad{at(g[0]), at(g[1]), at(g[2]), at(g[3]), at(g[4]),
+                                 at(g[5]), at(g[6]), at(g[7]), at(g[8])};
+            check(table().bwd(plan.with(threads), inputs(in, seed), outputs(out), grad));
+          },
+          nogil());
+}
+
+const bindings::Registrar registrar(bind);
+
+}  // namespace
+}  // namespace lk::mldn_block

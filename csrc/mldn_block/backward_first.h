@@ -1,0 +1,191 @@
+// Backward through the first convolution, its inputs' norm and ReLU: what a layer adds to the gradients of the channels
+// it reads, gradients of its weights, and the two sums of the norm.
+#pragma once
+#include "mldn_block/layer.h"
+
+namespace {
+namespace mldn {
+
+constexpr i64 kInputs = 8;  // inputs whose products with all outputs are summed in one go
+
+template <class A>
+struct Backproject {
+  i64 depth, rows, plane;  // rows: inputs that exist
+  Norm<A> norm;
+  A* sums;  // [input][2][lanes]
+  Dropped dropped;
+  i64 input, pixel;  // number of the first of them, of the first pixel
+};
+
+// x: inputs; from, to: gradients before and after this layer's; live: activated inputs.
+template <class T, class D, bool Drops, int P>
+void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T>* g, const T* x, const D* from,
+                      Acc<T>* to, Acc<T>* live, i64 tail) {
+  using A = Acc<T>;
+  constexpr int V = kLanes<A>;
+  Vec<A> acc[kRows][P] = {};
+  product<A, P>(w, g, t.depth, acc);
+  const std::uint32_t least = t.dropped.drop.threshold;
+  const Vec<A> factor = every(static_cast<A>(t.dropped.factor));
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    if (r >= t.rows) return;
+    const std::uint32_t key = Drops ? t.dropped.drop.key(t.dropped.row + t.input + r) : 0;
+    const Vec<A> scale = every(t.norm.scale[r]), shift = every(t.norm.shift[r]), mean = every(t.norm.mean[r]);
+    A* const total = t.sums + r * 2 * V;
+    Vec<A> s = vload(total), q = vload(total + V);
+#pragma GCC unroll 4
+    for (int v = 0; v < P; ++v) {
+      const bool whole = v < P - 1 || tail == V;
+      const i64 at = r * t.plane + v * V;
+      const Vec<A> one = whole ? vload(x + at) : vload(x + at, static_cast<int>(tail));
+      const Vec<A> before = whole ? vload(from + at) : vload(from + at, static_cast<int>(tail));
+      const Vec<A> u = vfma(one, scale, shift);
+      Vec<A> a = relu(u), b = acc[r][v];
+      if constexpr (Drops) {
+        a = kept<A>(a * factor, t.pixel + v * V, key, least);
+        b = kept<A>(b * factor, t.pixel + v * V, key, least);
+      }
+      b = where_positive(u, b);
+      vstore(live + r * kSub<A> + v * V, a);
+      s += b;
+      q = vfma(b, one - mean, q);
+      const Vec<A> after = vfma(b, scale, before);
+      if (whole)
+        vstore(to + at, after);
+      else
+        vstore(to + at, after, static_cast<int>(tail));
+    }
+    vstore(total, s);
+    vstore(total + V, q);
+  }
+}
+
+template <class T, class D>
+using BackprojectFn = void (*)(const Backproject<Acc<T>>&, const Acc<T>*, const Acc<T>*, const T*, const D*, Acc<T>*,
+                               Acc<T>*, i64);
+template <class T, class D, bool Drops>
+BackprojectFn<T, D> backproject_of(i64 vectors) {
+  static constexpr BackprojectFn<T, D> fn[] = {nullptr, backproject_tile<T, D, Drops, 1>,
+                                               backproject_tile<T, D, Drops, 2>, backproject_tile<T, D, Drops, 3>,
+#if defined(__AVX512F__)
+                                               backproject_tile<T, D, Drops, 4>
+#endif
+  };
+  return fn[vectors];
+}
+
+template <class T>
+struct FirstGrad {
+  using A = Acc<T>;
+  static constexpr i64 V = kLanes<A>, S = kSub<A>;
+  const Layers<T>& layers;
+  const Block& b;
+  i64 most;  // sub-panels of a panel
+  // Shared:
+  A* packed;         // [path][blocks of inputs][output][kRows]
+  A *plain, *slope;  // of the inner norm: [path][mid]
+  A* weights;        // [path][chunk][mid][width]
+  double* norms;     // [path][chunk][width][2]
+  // Of a thread:
+  SubPanel* subs;
+  A *grads, *live, *sums;
+
+  explicit FirstGrad(const Layers<T>& of) : layers(of), b(of.b), most(larger(1, kPanel / S)) {}
+  i64 unit_weights() const { return b.p.mid * b.last; }
+  i64 wide() const { return round_up(b.last, kInputs); }
+  void share(Arena& a) {
+    const i64 units = b.p.paths * b.chunks;
+    packed = a.take<A>(b.p.paths * b.p.mid * wide());
+    plain = a.take<A>(b.p.paths * b.p.mid);
+    slope = a.take<A>(b.p.paths * b.p.mid);
+    weights = a.take<A>(units * unit_weights());
+    norms = a.take<double>(units * b.last * 2);
+  }
+  void own(Arena& a) {
+    subs = a.take<SubPanel>(most);
+    grads = a.take<A>(most * b.rows() * S);
+    live = a.take<A>(most * kInputs * S);
+    sums = a.take<A>(wide() * 2 * V);
+  }
+  void prepare() {
+    clear(grads, most * b.rows() * S);
+    clear(live, most * kInputs * S);
+  }
+  void pack(i64 l, i64 path) {
+    const i64 width = b.width(l);
+    pack_rows<T>(layers.weight1(l, path), width, b.p.mid, 1, width, nullptr, packed + path * b.p.mid * wide());
+  }
+
+  // Gradients of the first convolution's outputs of one sub-panel.
+  void fill(const SubPanel& sub, i64 path, const T* mid, const A* inner, A* to) {
+    for (i64 o = 0; o < b.p.mid; ++o, to += S) {
+      const i64 c = path * b.p.mid + o, at = (sub.image * b.p.paths * b.p.mid + c) * b.pixels + sub.pixel;
+      const Vec<A> scale = every(layers.norm2.scale[c]), mean = every(layers.norm2.mean[c]), less = every(plain[c]),
+                   by = every(slope[c]);
+      for (i64 v = 0; v < sub.vectors; ++v) {
+        const i64 n = v == sub.vectors - 1 ? sub.tail : V;
+        Vec<A> g = vfma(load_line(inner + at + v * V, n), scale, -less) - (load_line(mid + at + v * V, n) - mean) * by;
+        if (n < V) g = head<A>(g, n);
+        vstore(to + v * V, g);
+      }
+    }
+  }
+
+  // One panel: sub-panels subs[0, n).
+  template <class D>
+  void add(i64 l, i64 path, i64 n, const T* mid, const A* inner, const D* from, i64 from_image, A* to, i64 to_image,
+           A* total) {
+    const i64 width = b.width(l);
+    const auto& fn = b.p.threshold ? backproject_of<T, D, true> : backproject_of<T, D, false>;
+    for (i64 s = 0; s < n; ++s) fill(subs[s], path, mid, inner, grads + s * b.rows() * S);
+    for (i64 c = 0; c < width; c += kInputs) {
+      const i64 inputs = smaller(kInputs, width - c);
+      for (i64 s = 0; s < n; ++s)
+        for (i64 r = 0; r < inputs; r += kRows) {
+          const SubPanel& sub = subs[s];
+          const i64 at = (c + r) * b.pixels + sub.pixel;
+          const Backproject<A> tile{b.p.mid,
+                                    inputs - r,
+                                    b.pixels,
+                                    layers.norm1.from(path * width + c + r),
+                                    sums + (c + r) * 2 * V,
+                                    layers.dropped(l, path),
+                                    c + r,
+                                    sub.image * b.pixels + sub.pixel};
+          fn(sub.vectors)(tile, packed + path * b.p.mid * wide() + (c + r) * b.p.mid, grads + s * b.rows() * S,
+                          layers.prefix(sub.image, path) + at, from + sub.image * from_image + at,
+                          to + sub.image * to_image + at, live + (s * kInputs + r) * S, sub.tail);
+        }
+      for (i64 q = 0; q < inputs; q += kSumWide<A>)
+        for (i64 o = 0; o < b.p.mid; o += kRows)
+          sum_tile<A>(subs, n, grads + o * S, b.rows(), live + q * S, kInputs, smaller(kRows, b.p.mid - o),
+                      smaller(kSumWide<A>, inputs - q), total + o * width + c + q, width);
+    }
+  }
+
+  template <class D>
+  void unit(i64 l, i64 u, const T* mid, const A* inner, const D* from, i64 from_image, A* to, i64 to_image) {
+    const i64 path = u / b.chunks, chunk = u % b.chunks, width = b.width(l);
+    A* const total = weights + u * unit_weights();
+    clear(total, b.p.mid * width);
+    clear(sums, wide() * 2 * V);
+    i64 count = 0;
+    const auto flush = [&] {
+      if (count) add(l, path, count, mid, inner, from, from_image, to, to_image, total);
+      count = 0;
+    };
+    for (i64 n = b.first_image(chunk); n < b.first_image(chunk + 1); ++n)
+      for (i64 i = 0; i < b.pixels; i += S) {
+        const i64 left = smaller(S, b.pixels - i), vectors = ceil_div(left, V);
+        subs[count++] = {n, i, vectors, left - (vectors - 1) * V};
+        if (count == most) flush();
+      }
+    flush();
+    for (i64 i = 0; i < width * 2; ++i)
+      norms[u * b.last * 2 + i] = static_cast<double>(rsdc::sum_lanes<A>(vload(sums + i * V)));
+  }
+};
+
+}  // namespace mldn
+}  // namespace

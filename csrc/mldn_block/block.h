@@ -1,0 +1,95 @@
+// How a dense block is cut: widths of layers, places in packed tensors, tiles, scratch memory.
+#pragma once
+#include "mldn_block/params.h"
+#include "rsdc2d/sparse_tile.h"
+
+namespace {
+namespace mldn {
+
+using namespace lk;
+using namespace lk::mldn_block;
+using rsdc::Arena;
+using rsdc::ceil_div;
+using rsdc::clear;
+using rsdc::every;
+using rsdc::larger;
+using rsdc::round_up;
+using rsdc::smaller;
+
+constexpr int kRows = 4;  // channels of a tile
+#if defined(__AVX512F__)
+constexpr int kRun = 4;  // vectors of pixels of a tile
+#else
+constexpr int kRun = 3;
+#endif
+template <class A>
+constexpr i64 kSub = kRun * kLanes<A>;  // pixels of a sub-panel
+
+constexpr i64 kPanelBytes = 192 * 1024;  // of activated inputs at a time
+constexpr i64 kPanel = 512;              // pixels whose products are summed in one go
+constexpr i64 kUnits = 64;               // pieces of work that the backward pass is cut into, at most
+
+struct Block {
+  const Params& p;
+  i64 pixels, end, last;  // of a map; channels of a path; of them, those that a layer reads
+  i64 chunks;             // pieces of the batch in the backward pass: by shape alone, for sums in fixed order
+
+  explicit Block(const Params& q)
+      : p(q),
+        pixels(q.h * q.w),
+        end(q.c / q.paths + q.layers * q.kappa),
+        last(end - q.kappa),
+        chunks(larger(1, smaller(q.n, smaller(q.n * q.h * q.w / kPanel, kUnits / q.paths)))) {}
+
+  i64 width(i64 l) const { return p.c / p.paths + l * p.kappa; }
+  // Inputs of layers before l, of all paths.
+  i64 start(i64 l) const { return p.paths * (l * (p.c / p.paths) + p.kappa * (l * (l - 1) / 2)); }
+  i64 columns() const { return start(p.layers); }
+  i64 mids() const { return p.layers * p.paths * p.mid; }
+  i64 inputs() const { return p.mid / p.groups; }  // of a group of the second convolution
+  i64 outputs() const { return p.kappa / p.groups; }
+  i64 sets() const { return p.sets ? p.sets : 1; }
+  i64 set_of(i64 o) const { return sets() == 1 ? 0 : sets() == p.groups ? o / outputs() : o; }
+  i64 partner(i64 l, i64 path) const { return p.partner[l * p.paths + path]; }
+  i64 first_image(i64 chunk) const { return chunk * p.n / chunks; }
+  i64 rows() const { return round_up(p.mid, kRows); }
+  i64 weight1(i64 l, i64 path) const { return p.mid * (start(l) + path * width(l)); }
+  i64 weight3(i64 l, i64 path) const { return (l * p.paths + path) * p.kappa * inputs() * p.taps; }
+  // Pixels packed at a time, of `channels` channels.
+  template <class A>
+  i64 panel(i64 channels) const {
+    const i64 most = larger(kSub<A>, smaller(1024, kPanelBytes / static_cast<i64>(sizeof(A)) / channels));
+    return round_up(ceil_div(pixels, ceil_div(pixels, most)), kSub<A>);
+  }
+};
+
+// See rsdc::run_job: shared memory, memory of each thread, and a team whose members all call work().
+template <class Job>
+int run(Job& job, int threads) {
+  Arena count{nullptr, 0};
+  job.share(count);
+  const i64 shared = round_up(count.used, 4096);
+  count.used = 0;
+  job.own(count);
+  const i64 each = round_up(count.used, 4096);
+  char* const memory = static_cast<char*>(scratch(static_cast<std::size_t>(shared + each * threads)));
+  if (!memory) return out_of_memory;
+  Arena all{memory, 0};
+  job.share(all);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#ifdef _OPENMP
+    const int me = omp_get_thread_num();
+#else
+    const int me = 0;
+#endif
+    Job mine = job;
+    Arena part{memory + shared + me * each, 0};
+    mine.own(part);
+    mine.work();
+  }
+  return ok;
+}
+
+}  // namespace mldn
+}  // namespace

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from second_pass.mldn import block_forward, forward, layer_forward, residual_stem
+from second_pass.mldn_compare import agree
 from second_pass.mldn_layers import Run, excite
 from second_pass.mldn_plan import Block, Net, block_slots, made_up, net_slots
 from second_pass.mldn_state import Name, group_mask, weights_from
@@ -180,3 +181,42 @@ def test_weights_from_a_state_dict() -> None:
     state["body.l1.mask"][0, 0] = 1 - state["body.l1.mask"][0, 0]
     with pytest.raises(AssertionError, match="differs inside a group"):
         weights_from(state, slots, names, ("num_batches_tracked",))
+
+
+class _Dense(nn.Module):
+    """One layer of a dense block, on torch's modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm2d(6), nn.BatchNorm2d(16)
+        self.squeeze, self.third = nn.Conv2d(6, 16, 1, bias=False), nn.Conv2d(16, 4, 3, padding=1, bias=False)
+        self.register_buffer("mask", torch.ones(16, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.squeeze(F.relu(self.first(x)))
+        return torch.cat((x, self.third(F.relu(self.second(y)))), 1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_comparison_accepts_what_is_equal_and_nothing_else(training: bool) -> None:
+    block = Block(6, 4, 1, groups=1, condense=1)
+    leaves = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
+    keys = {f"layers.0.norm1.{ours}": f"first.{theirs}" for ours, theirs in leaves.items()}
+    keys |= {f"layers.0.norm2.{ours}": f"second.{theirs}" for ours, theirs in leaves.items()}
+    keys |= {"layers.0.squeeze": "squeeze.weight", "layers.0.conv": "third.weight"}
+
+    def names(name: str) -> Name:
+        return keys.get(name, lambda state: group_mask(state["mask"], 1, 1))
+
+    x = torch.randn(3, 6, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    torch.manual_seed(9)
+    agree(_Dense(), block, names, x, training=training)
+    # A norm that neither follows nor moves its statistics, another epsilon, and half a gradient.
+    wrong = [_Dense(), _Dense(), _Dense()]
+    wrong[0].first.momentum = 0.0 if training else 0.1
+    wrong[0].second.eps = 1e-5 if training else 1e-3
+    wrong[1].first.eps = 1e-3
+    wrong[2].second.register_forward_hook(lambda module, args, output: (output + output.detach()) / 2)
+    for model in wrong:
+        with pytest.raises(AssertionError):
+            agree(model, block, names, x, training=training)

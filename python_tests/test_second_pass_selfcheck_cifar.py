@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from second_pass import cifar
+from second_pass import cifar, mobilenetv2
 from second_pass.weights import RecordedWeights, Weights
 
 Forward = Callable[..., Tensor]
@@ -20,19 +20,22 @@ NETWORKS: list[tuple[Forward, dict[str, Any], int, int, int, int]] = [
     (cifar.vgg16, {}, 32, 14708736, 311427072, 1728),
     (cifar.resnet18, {}, 32, 11157504, 553648128, 1728),
     (cifar.densenet121, {}, 16, 6860800, 708837376, 1728),
-    (cifar.densenet121, {"halved_after": 3}, 16, 6860800, 1347420160, 1728),
     (cifar.mobilenetv2_16, {}, 16, 2188896, 251609088, 864),
 ]
-NAMES = ["resnet20", "resnet56", "vgg16", "resnet18", "densenet121", "densenet121-3", "mobilenetv2"]
+NAMES = ["resnet20", "resnet56", "vgg16", "resnet18", "densenet121", "mobilenetv2"]
 
 
 @pytest.mark.parametrize(("forward", "options", "side", "params", "macs", "first"), NETWORKS, ids=NAMES)
-def test_totals(forward: Forward, options: dict[str, Any], side: int, params: int, macs: int, first: int) -> None:
+def test_totals(
+    forward: Forward, options: dict[str, Any], side: int, params: int, macs: int, first: int, monkeypatch: Any
+) -> None:
+    for module in (cifar, mobilenetv2):
+        # Norms have no multiply-adds of their own, and under the counter their arithmetic is most of the time.
+        monkeypatch.setattr(module, "batch_norm", lambda w, x, training: x + w.bn(x.shape[1])[0][:, None, None])
     weights = RecordedWeights(device="meta")
+    image = torch.empty(1, 3, side, side, dtype=torch.float64, device="meta")
     with FlopCounterMode(display=False) as counter:
-        y = forward(
-            weights, torch.empty(1, 3, side, side, dtype=torch.float64, device="meta"), training=False, **options
-        )
+        y = forward(weights, image, training=False, **options)
     convolutions = [value for value in weights.parameters if value.dim() == 4]
     assert convolutions[0].numel() == first
     assert sum(value.numel() for value in convolutions) == params + first

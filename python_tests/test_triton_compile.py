@@ -18,6 +18,9 @@ from lightkernels._core.spec import TensorMeta, dense_stride
 from lightkernels._core.triton_static import Code, Launch, compile_for
 from lightkernels.ops.multi_dwconv2d.op import OP
 from lightkernels.ops.multi_dwconv2d.triton_launch import recorded
+from lightkernels.ops.rsdc2d import triton_config
+from lightkernels.ops.rsdc2d.op import OP as RSDC
+from lightkernels.ops.rsdc2d.triton_launch import recorded as rsdc_recorded
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
@@ -97,6 +100,97 @@ def test_fits_the_machine(name: str, capability: int) -> None:
         assert code.spills == 0, f"{where} spills"
         assert code.registers <= 255, where
         assert code.shared <= SHARED[capability] // 2, f"{where}: {code.shared} bytes leave room for one block only"
+
+
+class Rsdc(NamedTuple):
+    kind: str
+    shape: tuple[int, int, int, int] = (256, 64, 56, 56)
+    filters: int = 64
+    dtype: torch.dtype = torch.bfloat16
+    layout: str = "nhwc"
+    scope: str = "layer"
+    groups: int = 1
+    stride: int = 1
+    tf32: bool = True
+    kernel: str = "conv_dot"
+
+
+# name: case, and whether it is compiled for sm_80 and sm_100 too; sm_90 always.
+RSDC_CASES: dict[str, tuple[Rsdc, bool]] = {
+    "64": (Rsdc("fwd"), False),
+    "64-dx": (Rsdc("bwd_x"), False),
+    "64-dw": (Rsdc("bwd_w", kernel="grad_dot"), False),
+    "128": (Rsdc("fwd", (256, 128, 28, 28), 128), True),
+    "128-stride-dx": (Rsdc("bwd_x", (64, 128, 28, 28), 128, torch.float16, stride=2), False),
+    "128-dw": (Rsdc("bwd_w", (256, 128, 28, 28), 128, kernel="grad_dot"), True),
+    "176-nchw": (Rsdc("fwd", (128, 176, 16, 16), 176, layout="nchw"), False),
+    "512-few": (Rsdc("fwd", (2, 512, 7, 7), 512), False),
+    "groups": (Rsdc("fwd", (64, 256, 28, 28), 256, scope="group", groups=4), False),
+    "16": (Rsdc("fwd", (128, 16, 32, 32), 16), False),
+    "3": (Rsdc("fwd", (64, 3, 32, 32), layout="nchw"), False),
+    "tf32": (Rsdc("fwd", dtype=torch.float32), False),
+    "ieee": (Rsdc("fwd", dtype=torch.float32, tf32=False), False),
+    "ieee-dw": (Rsdc("bwd_w", dtype=torch.float32, tf32=False, kernel="grad_dot"), False),
+    "fp64": (Rsdc("fwd", dtype=torch.float64), False),
+    "fp64-dw": (Rsdc("bwd_w", dtype=torch.float64, kernel="grad_dot"), False),
+    "mldn": (Rsdc("fwd", (64, 32, 32, 32), 8, scope="filter", groups=8, kernel="conv_direct"), True),
+    "mldn-dx": (Rsdc("bwd_x", (64, 32, 32, 32), 8, scope="filter", groups=8, kernel="conv_direct"), False),
+    "mldn-dw": (Rsdc("bwd_w", (64, 32, 32, 32), 8, scope="filter", groups=8, kernel="grad_direct"), True),
+    "depthwise-nchw": (
+        Rsdc("fwd", (64, 64, 32, 32), 64, layout="nchw", scope="filter", groups=64, kernel="conv_direct"),
+        False,
+    ),
+}
+HELPERS = ("64-dw", "128-stride-dx")  # whose small kernels are compiled too
+WARPGROUP = ("64", "64-dx", "64-dw", "128", "128-stride-dx", "128-dw", "176-nchw", "512-few", "groups")
+
+
+def rsdc_launches(name: str, capability: int = 90) -> list[Launch]:
+    case, _ = RSDC_CASES[name]
+    x = TensorMeta(case.shape, dense_stride(case.shape, case.layout), case.dtype, torch.device("meta"))
+    sets = {"layer": 1, "group": case.groups, "filter": case.filters}[case.scope]
+    taps = torch.empty((sets, 9), dtype=torch.int64, device="meta")
+    args: Any = (taps, case.filters, 5, [case.stride] * 2, [2, 2], [1, 1], case.groups)
+    spec = RSDC.spec_of(x, None, None, args)
+    with pytest.MonkeyPatch.context() as patch, torch.backends.cudnn.flags(enabled=True, allow_tf32=case.tf32):
+        patch.setattr(triton_config, "generation", lambda spec: capability // 10)
+        return list(rsdc_recorded(spec, case.kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [(name, sm) for name, (_, every) in RSDC_CASES.items() for sm in ((80, 90, 100) if every else (90,))],
+)
+def test_rsdc2d_fits_the_machine(name: str, capability: int) -> None:
+    case, found = RSDC_CASES[name][0], rsdc_launches(name, capability)
+    assert case.kernel in {launch.kernel.__name__ for launch in found}
+    for launch in found:
+        assert 0 < launch.programs < 2**31
+        if launch.kernel.__name__ != case.kernel and name not in HELPERS:
+            continue
+        code = compiled(launch, capability)
+        where = f"{launch.kernel.__name__} for sm_{capability}"
+        assert code.spills == 0, f"{where} spills"
+        assert code.registers <= 255, where
+        assert code.shared <= SHARED[capability] // 2, f"{where}: {code.shared} bytes leave room for one block only"
+
+
+@pytest.mark.parametrize("name", WARPGROUP)
+def test_rsdc2d_multiplies_by_warpgroups(name: str) -> None:
+    """Hopper's full rate needs wgmma, fed by asynchronous copies."""
+    (launch,) = [launch for launch in rsdc_launches(name) if launch.kernel.__name__ == RSDC_CASES[name][0].kernel]
+    opcodes = compiled(launch, 90).opcodes
+    assert opcodes["HGMMA"] >= 4 and opcodes["HMMA"] == 0
+    assert opcodes["LDGSTS"] >= 8
+
+
+def test_rsdc2d_precision_of_float32_is_pytorch_s() -> None:
+    """TF32 products where cuDNN may use them, else true float32."""
+    for name, tensor_cores in (("tf32", True), ("ieee", False)):
+        (launch,) = [launch for launch in rsdc_launches(name) if launch.kernel.__name__ == "conv_dot"]
+        opcodes = compiled(launch, 90).opcodes
+        assert (opcodes["HGMMA"] + opcodes["HMMA"] > 0) is tensor_cores
+        assert (opcodes["FFMA"] > 100) is not tensor_cores
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.lanes])

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -100,11 +101,11 @@ CASES: dict[str, Case] = {
 def guarded(
     shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, margin: float
 ) -> tuple[Tensor, Tensor]:
-    """A NaN tensor of these strides inside a buffer with margins, and the buffer."""
+    """A tensor of NaN (integers: -1) of these strides inside a buffer with margins, and the buffer."""
     extent = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if all(shape) else 0
     buffer = torch.full((extent + 2 * MARGIN,), margin, dtype=dtype)
     inside = torch.as_strided(buffer, shape, stride, MARGIN)
-    return inside.fill_(torch.nan), buffer
+    return inside.fill_(torch.nan if dtype.is_floating_point else -1), buffer
 
 
 @contextlib.contextmanager
@@ -142,22 +143,20 @@ def margins_hold(made: list[tuple[Tensor, Tensor]]) -> bool:
     return True
 
 
-def bound(case: Case, truth: Tensor, reference: Tensor) -> float:
+def bound(dtype: torch.dtype, truth: Tensor, reference: Tensor) -> float:
     """Twice the reference's RMS error and one ulp; one more ulp for bf16, to which the interpreter truncates."""
-    ulps = 2 if case.dtype is torch.bfloat16 else 1
-    return 2 * rms(reference.double() - truth) + ulps * EPS[case.dtype] * rms(truth)
+    ulps = 2 if dtype is torch.bfloat16 else 1
+    return 2 * rms(reference.double() - truth) + ulps * EPS[dtype] * rms(truth)
 
 
-def one_rounding(case: Case, truth: Tensor) -> float:
+def one_rounding(dtype: torch.dtype, truth: Tensor) -> float:
     """What rounding the truth once costs, and a quarter: sums of 16-bit inputs in float32 lose no more."""
-    return 1.25 * rms(truth.to(case.dtype).double() - truth) if case.dtype is torch.float16 else math.inf
+    return 1.25 * rms(truth.to(dtype).double() - truth) if dtype is torch.float16 else math.inf
 
 
 @contextlib.contextmanager
-def kernels_named() -> Iterator[set[str]]:
-    """The names of the kernels launched inside."""
-    from lightkernels.ops.multi_dwconv2d import triton_dot, triton_grad, triton_kernels, triton_plane
-
+def kernels_named(names: dict[ModuleType, tuple[str, ...]]) -> Iterator[set[str]]:
+    """Which of these kernels, by the modules that launches find them in, are launched inside."""
     seen: set[str] = set()
 
     class Noted:
@@ -168,12 +167,6 @@ def kernels_named() -> Iterator[set[str]]:
             seen.add(self.kernel.__name__)
             return self.kernel[grid]
 
-    names = {
-        triton_kernels: ("conv_taps", "conv_table"),
-        triton_grad: ("grad_taps", "grad_table"),
-        triton_dot: ("conv_rows", "grad_rows"),
-        triton_plane: ("conv_plane",),
-    }
     saved = [(module, name, getattr(module, name)) for module, found in names.items() for name in found]
     for module, name, kernel in saved:
         setattr(module, name, Noted(kernel))
@@ -190,7 +183,7 @@ def rms(t: Tensor) -> float:
 
 def run(case: Case) -> dict[str, object]:
     from lightkernels._core.spec import TensorMeta, dense_stride
-    from lightkernels.ops.multi_dwconv2d import reference, triton
+    from lightkernels.ops.multi_dwconv2d import reference, triton, triton_dot, triton_grad, triton_kernels, triton_plane
     from lightkernels.ops.multi_dwconv2d import triton_config as config
     from lightkernels.ops.multi_dwconv2d.op import OP
 
@@ -223,19 +216,25 @@ def run(case: Case) -> dict[str, object]:
         rows, heuristic = case.rows, config._heuristic
         config._heuristic = lambda s, kind: heuristic(s, kind)._replace(**{} if kind == "bwd_w" else {"th": rows})
 
+    kernels = {
+        triton_kernels: ("conv_taps", "conv_table"),
+        triton_grad: ("grad_taps", "grad_table"),
+        triton_dot: ("conv_rows", "grad_rows"),
+        triton_plane: ("conv_plane",),
+    }
     result: dict[str, object] = {}
     exact = dataclasses.replace(spec, dtype=torch.float64, cache={})
     for kind, inputs in {"fwd": (x, packed, b), "bwd_x": (g, packed), "bwd_w": (g, x)}.items():
         if kind not in case.passes:
             continue
-        with poisoned_allocations() as made, kernels_named() as seen:
+        with poisoned_allocations() as made, kernels_named(kernels) as seen:
             y = getattr(triton, kind)(spec, *inputs)
             repeat = kind == "bwd_w" and case.combine == "add"
             again = getattr(triton, kind)(spec, *inputs) if repeat else y
         truth = getattr(reference, kind)(exact, *[None if t is None else t.double() for t in inputs])
         native = getattr(reference, kind)(spec, *inputs)
         error = rms(y.double() - truth)
-        limit = 0.0 if case.integers else min(bound(case, truth, native), one_rounding(case, truth))
+        limit = 0.0 if case.integers else min(bound(case.dtype, truth, native), one_rounding(case.dtype, truth))
         if case.dtype is torch.float64 and not case.integers:
             terms = getattr(reference, kind)(exact, *[None if t is None else t.abs() for t in inputs])
             count = max(case.kernels) ** 2 * len(case.kernels) * (n * spec.ho * spec.wo if kind == "bwd_w" else 1)

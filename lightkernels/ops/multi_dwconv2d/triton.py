@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from lightkernels.ops.multi_dwconv2d.triton_config import Grid, config_of, dot_conv, groups_of, interpreting, plane
+from lightkernels._core.triton_host import GRID_LIMIT, guard, unsuited
+from lightkernels.ops.multi_dwconv2d.triton_config import Grid, config_of, dot_conv, groups_of, plane
 
 if TYPE_CHECKING:
     from lightkernels.ops.multi_dwconv2d.op import Spec
 
-GRID_LIMIT = 2**31 - 1
-
-
-@functools.cache
-def _missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install triton)"
-    try:
-        import triton  # noqa: F401
-    except Exception as error:  # a broken installation must not break the other backends
-        return f"Triton cannot be imported: {error}"
-    return None
-
 
 def why_not(spec: Spec) -> str | None:
-    if spec.device not in ("cuda", "cpu"):
-        return f"the tensors are on {spec.device}, not on a CUDA device"
-    missing = _missing()
-    if missing is not None:
-        return missing
-    if spec.device == "cpu" and not interpreting():
-        return "the tensors are on the CPU and Triton's interpreter is off (TRITON_INTERPRET=1)"
-    if spec.device == "cuda" and interpreting():
-        return "Triton's interpreter is on (TRITON_INTERPRET=1); it is for CPU tensors here"
-    if spec.device == "cuda" and torch.version.hip is not None:
-        return "the kernels have been compiled for NVIDIA devices only, not for ROCm"
+    reason = unsuited(spec.device)
+    if reason is not None:
+        return reason
     # Tiles hold at least 16 columns of a row, or at least 16 pixels or channels where rows are short.
     if spec.n * spec.c * spec.h * -(-spec.w // 16) > GRID_LIMIT:
         return f"the call may need more than {GRID_LIMIT} programs"
@@ -60,12 +36,6 @@ def config_text(spec: Spec) -> str:
     return "; ".join(parts)
 
 
-def _guard(device: torch.device) -> AbstractContextManager[Any]:
-    if device.type != "cuda" or torch.cuda.current_device() == device.index:
-        return nullcontext()
-    return torch.cuda.device(device)
-
-
 def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     from lightkernels.ops.multi_dwconv2d import triton_launch
 
@@ -74,7 +44,7 @@ def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return y
     w, b = w.contiguous(), None if b is None else b.contiguous()
     grid = Grid(None, spec.ho, spec.wo, y.stride(2), y.stride(3), 0)
-    with _guard(x.device):
+    with guard(x.device):
         for group in groups_of(spec):
             if not triton_launch.plane(spec, group, False, x, w, b, y):
                 triton_launch.conv(spec, group, "fwd", grid, x, w, b, y)
@@ -89,7 +59,7 @@ def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
         return gx
     w = w.contiguous()
     sh, sw = spec.stride
-    with _guard(g.device):
+    with guard(g.device):
         for group in groups_of(spec):
             if triton_launch.plane(spec, group, True, g, w, None, gx):
                 continue
@@ -108,6 +78,6 @@ def bwd_w(spec: Spec, g: Tensor, x: Tensor) -> Tensor:
     gw = x.new_empty(spec.weight_shape)
     if g.numel() == 0:
         return gw.zero_()
-    with _guard(x.device):
+    with guard(x.device):
         triton_launch.grad(spec, g, x, gw)
     return gw

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from lightkernels._core import tuning
+from lightkernels._core.triton_host import interpreting, pow2
 
 if TYPE_CHECKING:
     from lightkernels.ops.multi_dwconv2d.op import Spec
@@ -81,17 +81,6 @@ class Grid(NamedTuple):
     sh: int
     sw: int
     start: int
-
-
-@functools.cache
-def interpreting() -> bool:
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
-
-
-def pow2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
 
 
 def groups_of(spec: Spec) -> tuple[Group, ...]:

@@ -9,8 +9,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from lightkernels._core.triton_host import blocks, pow2
 from lightkernels.ops.multi_dwconv2d import triton_config, triton_dot, triton_grad, triton_kernels, triton_plane
-from lightkernels.ops.multi_dwconv2d.triton_config import Config, DotConfig, Grid, Group, config_of, groups_of, pow2
+from lightkernels.ops.multi_dwconv2d.triton_config import Config, DotConfig, Grid, Group, config_of, groups_of
 
 if TYPE_CHECKING:
     from lightkernels._core.triton_static import Launch
@@ -57,13 +58,6 @@ def taps_of(
 
 def _acc(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
     return (torch.float64, tl.float64) if dtype is torch.float64 else (torch.float32, tl.float32)
-
-
-def blocks(*pairs: tuple[int, int]) -> int:
-    total = 1
-    for size, block in pairs:
-        total *= -(-size // block)
-    return total
 
 
 def conv(spec: Spec, group: Group, kind: str, grid: Grid, x: Tensor, w: Tensor, b: Tensor | None, y: Tensor) -> None:

@@ -7,7 +7,7 @@ from lightkernels import functional, models, nn, ops
 from lightkernels._core.backends import BackendUnavailable, exact_nonfinite, use_backend
 from lightkernels._core.explain import explain
 from lightkernels._version import __version__
-from lightkernels.functional import multi_dwconv2d, rsdc2d
+from lightkernels.functional import mldn_block, multi_dwconv2d, rsdc2d
 from lightkernels.nn.convert import convert
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "exact_nonfinite",
     "explain",
     "functional",
+    "mldn_block",
     "models",
     "multi_dwconv2d",
     "nn",

@@ -36,7 +36,14 @@ def a_set_a_group():
     return {"x": x, "weight": weight, "taps": taps, "bias": bias, **values}
 
 
-ARGUMENTS = {"multi_dwconv2d": two_branches, "rsdc2d": a_set_a_group}
+def a_small_block():
+    norms = {f"affine{i + 1}": torch.randn(2, n) for i, n in enumerate((2 * (2 + 4), 2 * 2 * 8))}
+    values = {"num_layers": 2, "paths": 2, "growth": 4, "groups": 2}
+    weights = {"weight1": torch.randn(8 * 2 * (2 + 4)), "weight3": torch.randn(2 * 2 * 2 * 4 * 9)}
+    return {"x": torch.randn(2, 4, 6, 5), **weights, **norms, **values}
+
+
+ARGUMENTS = {"mldn_block": a_small_block, "multi_dwconv2d": two_branches, "rsdc2d": a_set_a_group}
 
 
 @pytest.mark.parametrize("name", functional.__all__)

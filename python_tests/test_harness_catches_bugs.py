@@ -39,7 +39,7 @@ def demand(names: tuple[str, ...], target: Target, report) -> None:
         report.append(f"{name} ({red.split(':')[0]})")
 
 
-@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize("package", packages(bilinear=True))
 @pytest.mark.parametrize(
     ("mutant", "name"), [(m, p) for m in MUTANTS for p in m.passes], ids=lambda v: getattr(v, "name", v)
 )
@@ -49,7 +49,7 @@ def test_wrong_kernel(package, mutant, name, caught):
         demand(mutant.caught_by, target, caught)
 
 
-@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize("package", packages(bilinear=True))
 @pytest.mark.parametrize("route", ROUTES, ids=lambda r: r.__name__)
 def test_wrong_machinery(package, route, caught):
     target = target_of(package)
@@ -58,7 +58,7 @@ def test_wrong_machinery(package, route, caught):
         demand(ROUTES[route], target, caught)
 
 
-@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize("package", packages(bilinear=True))
 @pytest.mark.parametrize(
     "name", sorted({k for m in MUTANTS for k in m.caught_by} | {k for r in ROUTES.values() for k in r})
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightkernels._core import backends as _backends
-from lightkernels._core.spec import TensorMeta
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ class Explanation:
         return "\n".join(lines)
 
 
+class _Seen(Exception):
+    """The call is noted; it need not run."""
+
+
 class _Recorder(TorchDispatchMode):
-    """Notes an operator's calls instead of running them."""
+    """Notes an operator's call instead of running it."""
 
     def __init__(self, op: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -49,10 +53,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not self.op.ops[""]:
             return func(*args, **(kwargs or {}))
-        x, weight, bias, *values = args
-        spec = self.op.spec_of(TensorMeta.of(x), weight, bias, tuple(values))
-        self.seen.append((_backends.wanted((kwargs or {}).get("backend")), spec))
-        return x
+        self.seen.append((_backends.wanted((kwargs or {}).get("backend")), self.op.called(args)))
+        raise _Seen
 
 
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
@@ -78,7 +80,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         known = sorted(n for n, v in vars(ops).items() if hasattr(v, "OP"))
         raise ValueError(f"explain: op must be one of {', '.join(known)}; got {name!r}")
     recorder = _Recorder(package.OP)
-    with torch.no_grad(), recorder:
+    with contextlib.suppress(_Seen), torch.no_grad(), recorder:
         getattr(package, name)(*args, **kwargs)
     asked, spec = recorder.seen[0]
     reasons: dict[str, str | None] = {n: b.why_not(spec) for n, b in package.OP.backends.items()}

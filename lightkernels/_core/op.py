@@ -90,6 +90,8 @@ class BilinearOp(Generic[S]):
             get them before the raw values.
     """
 
+    bilinear = True
+
     def __init__(
         self,
         name: str,
@@ -272,6 +274,11 @@ class BilinearOp(Generic[S]):
         values = (TensorMeta.of(a) if isinstance(a, Tensor) else a for a in args)
         spec: S = self.spec.of(x, weight, None if b is None else TensorMeta.of(b), *values)
         return spec
+
+    def called(self, args: tuple[Any, ...]) -> S:
+        """The Spec of a dispatcher call of the forward."""
+        x, weight, bias, *values = args
+        return self.spec_of(TensorMeta.of(x), weight, bias, tuple(values))
 
     def _choose(self, spec: S, backend: str | None) -> _backends.Choice:
         return _backends.choose(self.name, self.backends, spec, _backends.wanted(backend))

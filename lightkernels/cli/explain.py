@@ -24,7 +24,7 @@ EXAMPLE = "lightkernels explain multi_dwconv2d --x 8x64x32x32 --kernels 3,5,7 --
 
 def operators() -> dict[str, Callable[..., Any]]:
     """The public functions of all operators, by name."""
-    return {name: getattr(package, name) for name, package in vars(ops).items() if hasattr(package, "OP")}
+    return {name: getattr(package, name) for name, package in sorted(vars(ops).items()) if hasattr(package, "OP")}
 
 
 def run(args: Sequence[str]) -> str:
@@ -67,7 +67,7 @@ def _ints_or_word(text: str) -> int | tuple[int, ...] | str:
 _shape.__name__, _shapes.__name__, _ints.__name__ = "shape", "shapes", "integers"
 _ints_or_word.__name__ = "integers or a word"
 # Arguments that hold places, not values.
-INTEGRAL = ("taps",)
+INTEGRAL = ("taps", "index", "seed")
 
 
 def _kind(hint: Any) -> Any:

@@ -32,7 +32,7 @@ def call(function, sample: Sample) -> Tensor:
     return function(*sample.tensors())
 
 
-@THEME.kind(tag="core", layouts=BOTH)
+@THEME.kind(tag="core", layouts=BOTH, fused=3)
 def full_graph(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """One graph, forward and backward, bit for bit as eager."""
     sample = target.build(case, dtype, layout, seed)
@@ -53,7 +53,7 @@ def _resized(sample: Sample, n: int, h: int, w: int) -> Sample:
     )
 
 
-@THEME.kind(tag="core", first=3, layouts=BOTH)
+@THEME.kind(tag="core", first=3, layouts=BOTH, fused=1)
 def dynamic_sizes(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """One graph for every batch and image size: a second size must not compile again."""
     sample = target.build(case, dtype, layout, seed)
@@ -68,7 +68,7 @@ def dynamic_sizes(target: Target, case: Case, dtype: torch.dtype, layout: str, s
             compare(evaluate(lambda s: call(function, s), other, g), evaluate(target, other, g))
 
 
-@THEME.kind(tag="core", first=1)
+@THEME.kind(tag="core", first=1, fused=1)
 def few_recompiles(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Without being told, ten sizes cost two compilations: the first, and one with sizes that vary."""
     sample = target.build(case, dtype, layout, seed)
@@ -163,7 +163,7 @@ def exported(module: Module, x: Tensor, strict: bool, **options) -> torch.export
         return torch.export.export(module, (x,), strict=strict, **options)
 
 
-@THEME.kind(tag="core", layouts=BOTH)
+@THEME.kind(tag="core", layouts=BOTH, fused=2)
 def export(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Strict and not: the graph keeps one op, whatever backend traced it."""
     sample = target.build(case, dtype, layout, seed)
@@ -177,7 +177,7 @@ def export(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: in
         assert_keeps_layout(x, y, f"strict={strict}")
 
 
-@THEME.kind(tag="core", first=2)
+@THEME.kind(tag="core", first=2, fused=1)
 def export_dynamic(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """One exported program for every batch and image size."""
     sample = target.build(case, dtype, layout, seed)
@@ -189,7 +189,7 @@ def export_dynamic(target: Target, case: Case, dtype: torch.dtype, layout: str, 
         assert_same_bits(program.module()(other.args[0]), target(other), f"size {n}, {h}, {w}")
 
 
-@THEME.kind(tag="core", layouts=BOTH)
+@THEME.kind(tag="core", layouts=BOTH, fused=1)
 def decomposed(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """The exported op decomposes to aten alone, for importers that know no other."""
     sample = target.build(case, dtype, layout, seed)
@@ -227,7 +227,10 @@ def op_arguments(target: Target, sample: Sample) -> dict[str, tuple]:
     return seen
 
 
-@THEME.kind(tag="core", layouts=BOTH)
+OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+@THEME.kind(tag="core", layouts=BOTH, fused=1)
 def opcheck(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Schema, fake, autograd registration and AOT dispatch of every op, with and without gradients."""
     sample = target.build(case, dtype, layout, seed)
@@ -237,4 +240,6 @@ def opcheck(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: i
     for suffix, (args, kwargs) in seen.items():
         for grad in (False, True):
             given = [a.detach().clone().requires_grad_(grad) if floating(a) else a for a in args]
-            torch.library.opcheck(target.op.ops[suffix], tuple(given), {**kwargs, "backend": target.backend})
+            tests = OPCHECKS if suffix and not target.op.bilinear else (*OPCHECKS, "test_aot_dispatch_dynamic")
+            given = tuple(given), {**kwargs, "backend": target.backend}
+            torch.library.opcheck(target.op.ops[suffix], *given, test_utils=tests)

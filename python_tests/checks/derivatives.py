@@ -20,7 +20,7 @@ def close(actual: Tensor, expected: Tensor, what: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11 * scale, msg=lambda text: f"{what}: {text}")
 
 
-@THEME.kind(tag="tiny", dtypes=DOUBLE, layouts=BOTH)
+@THEME.kind(tag="tiny", dtypes=DOUBLE, layouts=BOTH, fused=99)
 def numerical_gradient(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """gradcheck, backward and forward mode, batched gradients too."""
     for more in (0, 1):
@@ -34,7 +34,7 @@ def numerical_gradient(target: Target, case: Case, dtype: torch.dtype, layout: s
         )
 
 
-@THEME.kind(tag="core", dtypes=DOUBLE)
+@THEME.kind(tag="core", dtypes=DOUBLE, fused=99)
 def batched_upstream(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Several gradients in one backward, as vectorised Jacobians of torch.autograd ask for."""
     sample = target.build(case, dtype, layout, seed).requires_grad()
@@ -47,7 +47,7 @@ def batched_upstream(target: Target, case: Case, dtype: torch.dtype, layout: str
             close(a[i], e, f"gradient {j} of upstream {i}")
 
 
-@THEME.kind(tag="core", dtypes=DOUBLE)
+@THEME.kind(tag="core", dtypes=DOUBLE, fused=99)
 def dual_upstream(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """A tangent that enters in the backward alone is not lost."""
     sample = target.build(case, dtype, layout, seed).requires_grad()
@@ -63,7 +63,7 @@ def dual_upstream(target: Target, case: Case, dtype: torch.dtype, layout: str, s
         close(a, e, f"tangent of gradient {i}")
 
 
-@THEME.kind(tag="tiny", dtypes=DOUBLE, layouts=BOTH)
+@THEME.kind(tag="tiny", dtypes=DOUBLE, layouts=BOTH, fused=2)
 def numerical_second_order(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     sample = target.build(case, dtype, layout, seed).requires_grad()
     gradgradcheck(
@@ -91,7 +91,7 @@ def second_and_third_order(target: Target, case: Case, dtype: torch.dtype, layou
         close(a, e, f"gradient {i}")
 
 
-@THEME.kind(tag="core", layouts=BOTH)
+@THEME.kind(tag="core", layouts=BOTH, fused=99)
 def masks(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Whatever subset requires gradients gets them, and nothing else does."""
     sample = target.build(case, dtype, layout, seed)
@@ -113,7 +113,7 @@ def masks(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int
                 assert_same_bits(leaf.grad, expected.gradients[i], f"gradient {i} with {sorted(wanted)}")
 
 
-@THEME.kind(tag="core", dtypes=DOUBLE, layouts=BOTH)
+@THEME.kind(tag="core", dtypes=DOUBLE, layouts=BOTH, fused=99)
 def dual_numbers(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Forward mode: no tangent is lost, whichever inputs have one, gradient or not."""
     sample, tangent = (target.build(case, dtype, layout, seed + i) for i in range(2))
@@ -139,7 +139,7 @@ def dual_numbers(target: Target, case: Case, dtype: torch.dtype, layout: str, se
             )
 
 
-@THEME.kind(tag="core", dtypes=DOUBLE)
+@THEME.kind(tag="core", dtypes=DOUBLE, fused=99)
 def forward_over_reverse(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Tangents through the backward: Hessian-vector products."""
     sample, tangent = (target.build(case, dtype, layout, seed + i) for i in range(2))

@@ -59,6 +59,9 @@ def forward_shape(target: Target, sample: Sample) -> Tensor:
 def judge(target: Target, sample: Sample, actual: Values, g: Tensor) -> None:
     """The numerics rule, for the output and every gradient."""
     wide = evaluate(target.truth, sample.map(Tensor.double), g.double())
+    if not target.op.bilinear:
+        judge_chain(target, sample, actual, wide, g)
+        return
     if g.dtype is torch.float64:
         terms = evaluate(target.truth, sample.map(Tensor.abs), g.abs())
         products = evaluate(target.truth, sample.map(torch.ones_like), torch.ones_like(g))
@@ -74,6 +77,17 @@ def judge(target: Target, sample: Sample, actual: Values, g: Tensor) -> None:
         assert_accurate(a, t, b, what, ulps)
 
 
+def judge_chain(target: Target, sample: Sample, actual: Values, wide: Values, g: Tensor) -> None:
+    """Of a chain of operations: rounding at one changes the next, and an activation near zero changes sides."""
+    same = evaluate(target.truth, sample, g)
+    for (what, a), (_, t), (_, b) in zip(*(v.named() for v in (actual, wide, same)), strict=True):
+        if g.dtype is torch.float64:
+            scale = float(t.detach().abs().max()) if t.numel() else 0.0
+            torch.testing.assert_close(a, t, rtol=0, atol=1e-11 * scale, msg=lambda text, w=what: f"{w}: {text}")
+        else:
+            assert_accurate(a, t, b, what, 16)
+
+
 def layouts_kept(sample: Sample, actual: Values) -> None:
     assert_keeps_layout(sample.args[0], actual.output, "output")
     for i, (t, dt) in enumerate(zip(sample.tensors(), actual.gradients, strict=True)):
@@ -82,9 +96,11 @@ def layouts_kept(sample: Sample, actual: Values) -> None:
             raise AssertionError(f"gradient {i}: strides {dt.stride()} where its tensor has {t.stride()}")
 
 
-@THEME.kind(dtypes=ALL, layouts=BOTH)
+@THEME.kind(dtypes=ALL, layouts=BOTH, fused=99)
 def outputs_and_gradients(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Against float64 truth, gradients by torch's autograd through the reference; layouts kept, inputs untouched."""
+    if not target.op.bilinear and dtype in HALF and "tiny" in case.tags:
+        return  # one activation that changes sides is a large part of so few
     sample = target.build(case, dtype, layout, seed)
     g = upstream(forward_shape(target, sample), seed)
     before = [t.clone() for t in [*sample.tensors(), g]]
@@ -187,7 +203,7 @@ def nonfinite(target: Target, case: Case, dtype: torch.dtype, layout: str, seed:
         raise AssertionError("an Inf reached another set of outputs than its taps'")
 
 
-@THEME.kind(layouts=BOTH, dtypes=(torch.float32, torch.bfloat16), native=True)
+@THEME.kind(layouts=BOTH, dtypes=(torch.float32, torch.bfloat16), native=True, fused=99)
 def inputs_between_nans(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Every tensor read lies between NaNs: a value read from outside shows."""
     sample = target.build(case, dtype, layout, seed)

@@ -45,7 +45,7 @@ def _raises(kind: type[BaseException], part: str, call) -> None:
     raise AssertionError(f"no {kind.__name__}")
 
 
-@THEME.kind(tag="bulk", layouts=BOTH)
+@THEME.kind(tag="bulk", layouts=BOTH, fused=99)
 def repeats(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Bit for bit the same, time after time."""
     sample = target.build(case, dtype, layout, seed)
@@ -56,7 +56,7 @@ def repeats(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: i
         equal(evaluate(target, sample, g), first, f"repeat {i}")
 
 
-@THEME.kind(tag="bulk", layouts=BOTH, native=True)
+@THEME.kind(tag="bulk", layouts=BOTH, native=True, fused=99)
 def thread_counts(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Bit for bit the same for any number of threads."""
     sample = target.build(case, dtype, layout, seed)
@@ -73,7 +73,7 @@ def thread_counts(target: Target, case: Case, dtype: torch.dtype, layout: str, s
         equal(short, Values(found[0].output, found[0].gradients[:ends]), f"{count} threads against one")
 
 
-@THEME.kind(tag="core", layouts=BOTH)
+@THEME.kind(tag="core", layouts=BOTH, fused=99)
 def python_threads(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Four threads at once, each with its own data and its own sizes of it."""
     samples = [target.build(case, dtype, layout, seed + i) for i in range(4)]
@@ -126,12 +126,12 @@ def autocast(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: 
             raise AssertionError("float64 is not kept under autocast")
 
 
-@THEME.kind(layouts=BOTH, dtypes=(torch.float32, torch.float16), only=("reference",))
+@THEME.kind(layouts=BOTH, dtypes=(torch.float32, torch.float16), only=("reference",), fused=99)
 def meta_device(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Shapes, strides and dtypes without data, gradients too; fakes know no backend."""
     sample = target.build(case, dtype, layout, seed)
     real = evaluate(target, sample, forward_shape(target, sample))
-    ghost = Sample(tree_map_only(Tensor, lambda t: t.to("meta"), sample.args), sample.kwargs)
+    ghost = Sample(*tree_map_only(Tensor, lambda t: t.to("meta"), tuple(sample)))
     free = Target(target.package, target.backend, "meta")
     y = free.public(*ghost.args, **ghost.kwargs)
     found = evaluate(lambda s: free.public(*s.args, **s.kwargs), ghost, torch.empty_like(y))
@@ -140,7 +140,7 @@ def meta_device(target: Target, case: Case, dtype: torch.dtype, layout: str, see
             raise AssertionError(f"{what}: {a.shape}, {a.stride()} on {a.device} where {e.shape}, {e.stride()} was due")
 
 
-@THEME.kind(tag="core", layouts=BOTH)
+@THEME.kind(tag="core", layouts=BOTH, fused=99)
 def inference(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """In inference mode, with inference tensors, and with frozen weights after it."""
     sample = target.build(case, dtype, layout, seed)
@@ -167,7 +167,7 @@ class Wrapped(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@THEME.kind(tag="core", layouts=BOTH)
+@THEME.kind(tag="core", layouts=BOTH, fused=99)
 def subclasses(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """A tensor subclass as x or as a weight: same values, its class kept."""
     sample = target.build(case, dtype, layout, seed)
@@ -180,7 +180,7 @@ def subclasses(target: Target, case: Case, dtype: torch.dtype, layout: str, seed
             raise AssertionError(f"tensor {i} of a subclass: the output is a {type(y).__name__}")
 
 
-@THEME.kind(tag="core", layouts=BOTH)
+@THEME.kind(tag="core", layouts=BOTH, fused=99)
 def dispatch_modes(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """A dispatch mode sees one op forward and each gradient as one op; the result is the same."""
     sample = target.build(case, dtype, layout, seed)
@@ -198,12 +198,12 @@ def dispatch_modes(target: Target, case: Case, dtype: torch.dtype, layout: str, 
         inside = evaluate(target, sample, g)
     equal(inside, evaluate(target, sample, g), "in a dispatch mode")
     ours = [n for n in mode.seen if n.startswith("lightkernels.")]
-    due = [f"lightkernels.{target.name}{s}.default" for s in ("", "_bwd_x", "_bwd_w")]
+    due = [f"lightkernels.{target.name}{s}.default" for s in target.op.ops]
     if sorted(ours) != sorted(due):
         raise AssertionError(f"the mode saw {ours}")
 
 
-@THEME.kind(tag="core")
+@THEME.kind(tag="core", fused=99)
 def odd_tensors(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Negated views, zero tensors, and gradients that are either."""
     sample = target.build(case, dtype, layout, seed)
@@ -234,7 +234,7 @@ def odd_tensors(target: Target, case: Case, dtype: torch.dtype, layout: str, see
             raise AssertionError(f"{what} of a zero gradient is not zero")
 
 
-@THEME.kind(layouts=BOTH, only=("reference",))
+@THEME.kind(layouts=BOTH, only=("reference",), fused=99)
 def flop_count(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """torch's counter sees 2 x the multiply-adds of the definition, and as many for each gradient."""
     sample = target.build(case, dtype, layout, seed).requires_grad()
@@ -253,7 +253,7 @@ def flop_count(target: Target, case: Case, dtype: torch.dtype, layout: str, seed
         raise AssertionError(f"{counter.get_total_flops()} FLOPs for a step, {forward} forward")
 
 
-@THEME.kind(tag="core")
+@THEME.kind(tag="core", fused=99)
 def deterministic_algorithms(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """The flag changes nothing, and nothing refuses it."""
     sample = target.build(case, dtype, layout, seed)
@@ -285,7 +285,7 @@ def changed_in_place(target: Target, case: Case, dtype: torch.dtype, layout: str
     _raises(RuntimeError, "second time", again.backward)
 
 
-@THEME.kind(tag="core", first=2)
+@THEME.kind(tag="core", first=2, fused=99)
 def checkpointing(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     sample = target.build(case, dtype, layout, seed)
     g = upstream(forward_shape(target, sample), seed)
@@ -327,7 +327,7 @@ class Counting:
 
     def __getattr__(self, name: str):
         inner = getattr(self.module, name)
-        if name not in ("fwd", "bwd_x", "bwd_w"):
+        if name not in ("fwd", "bwd_x", "bwd_w", "bwd", "infer"):
             return inner
 
         def counted(*args):
@@ -360,7 +360,7 @@ def backward_on_the_forwards_backend(target: Target, case: Case, dtype: torch.dt
                     raise AssertionError(f"{target.backend} ran only {counting.calls} while {other} was chosen")
 
 
-@THEME.kind(tag="core", first=1)
+@THEME.kind(tag="core", first=1, fused=99)
 def backend_choice(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Argument before context before default; contexts nest; threads have their own."""
     from checks.target import planted
@@ -415,7 +415,7 @@ def target_runs(target: Target, backend: str, sample: Sample) -> bool:
     return True
 
 
-@THEME.kind(layouts=BOTH, dtypes=ALL)
+@THEME.kind(layouts=BOTH, dtypes=ALL, fused=99)
 def explained(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """``explain`` names the backend that runs, a reason for every one that cannot, and computes nothing."""
     if not target.package.startswith(OPS):
@@ -434,7 +434,7 @@ def explained(target: Target, case: Case, dtype: torch.dtype, layout: str, seed:
         raise AssertionError(f"explained as {told}")
 
 
-@THEME.kind(tag="core", first=1)
+@THEME.kind(tag="core", first=1, fused=99)
 def training(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Ten steps of an optimiser follow the reference's."""
     sample = target.build(case, torch.float64, layout, seed)

@@ -90,10 +90,11 @@ class Target:
         return case.build(seed, dtype, layout, self.device, **kwargs)
 
 
-def packages(within: str = OPS) -> list[str]:
-    """Every operator's package: the attributes of ``within`` that hold an OP."""
+def packages(within: str = OPS, bilinear: bool = False) -> list[str]:
+    """Every operator's package: the attributes of ``within`` that hold an OP; ``bilinear``: those of such ops alone."""
     names = vars(importlib.import_module(within)).values()
-    return sorted(m.__name__ for m in names if isinstance(m, ModuleType) and hasattr(m, "OP"))
+    found = [m for m in names if isinstance(m, ModuleType) and hasattr(m, "OP")]
+    return sorted(m.__name__ for m in found if m.OP.bilinear or not bilinear)
 
 
 def targets(within: str = OPS, device: str = "cpu") -> list[Target]:
@@ -128,9 +129,11 @@ class Kind:
     layouts: tuple[str, ...]
     backends: Callable[[str], bool]
     marks: tuple[Any, ...]
+    fused: int
 
     def cases(self, target: Target) -> list[Case]:
-        return [c for c in target.cases.CASES if "bench" not in c.tags and self.select(c)]
+        found = [c for c in target.cases.CASES if "bench" not in c.tags and self.select(c)]
+        return found if target.op.bilinear else found[: self.fused]
 
 
 @dataclass
@@ -150,10 +153,12 @@ class Theme:
         native: bool = False,
         only: tuple[str, ...] = (),
         marks: tuple[Any, ...] = (),
+        fused: int = 0,
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Register a check: over cases of ``tag`` (else all but the bulky), ``first`` so many of them.
 
-        ``native`` leaves out the backends that are made of PyTorch's own calls; ``only`` names the backends.
+        ``native`` leaves out the backends that are made of PyTorch's own calls; ``only`` names the backends;
+        ``fused`` is how many cases of an operator that is not bilinear.
         """
 
         only = only or self.only
@@ -170,6 +175,7 @@ class Theme:
                 layouts,
                 lambda backend: backend in only if only else not (native and backend in BORROWED),
                 marks,
+                fused,
             )
             if first is not None:
                 kind = _first(kind, first)

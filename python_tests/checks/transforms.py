@@ -21,7 +21,7 @@ def both(target: Target, sample, transform) -> None:
         close(a, e, f"leaf {i}")
 
 
-@THEME.kind(tag="core", dtypes=DOUBLE)
+@THEME.kind(tag="core", dtypes=DOUBLE, fused=99)
 def gradient(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     sample = target.build(case, dtype, layout, seed)
     tensors = sample.tensors()
@@ -30,7 +30,7 @@ def gradient(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: 
     both(target, sample, lambda f: vjp(f, *tensors)[1](f(*tensors).cos()))
 
 
-@THEME.kind(tag="core", dtypes=DOUBLE, layouts=BOTH)
+@THEME.kind(tag="core", dtypes=DOUBLE, layouts=BOTH, fused=99)
 def batches(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """vmap over x, each weight, bias, all and none but one; over a batch dimension that is not the first."""
     samples = [target.build(case, dtype, layout, seed + i).tensors() for i in range(BATCH)]
@@ -67,7 +67,7 @@ def nested_batches(target: Target, case: Case, dtype: torch.dtype, layout: str, 
     both(target, sample, transform)
 
 
-@THEME.kind(tag="core", dtypes=DOUBLE)
+@THEME.kind(tag="core", dtypes=DOUBLE, fused=99)
 def per_sample_gradients(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     sample = target.build(case, dtype, layout, seed)
     x, *rest = sample.tensors()
@@ -83,7 +83,7 @@ def per_sample_gradients(target: Target, case: Case, dtype: torch.dtype, layout:
     ))  # fmt: skip
 
 
-@THEME.kind(tag="core", dtypes=DOUBLE)
+@THEME.kind(tag="core", dtypes=DOUBLE, fused=99)
 def tangents(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """jvp of the value, of the gradient, and batched."""
     sample, tangent = (target.build(case, dtype, layout, seed + i) for i in range(2))

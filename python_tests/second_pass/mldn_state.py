@@ -40,7 +40,8 @@ def weights_from(
         else:
             value = watched[key]
         assert value.numel() == slot.size, f"{name} should be {slot.shape}, {key} is {tuple(value.shape)}"
-        return value.reshape(slot.shape)
+        value = value.reshape(slot.shape)
+        return value.double() if slot.kind == "mask" else value
 
     found = {name: read(name, slot) for name, slot in slots.items()}
     left = {key for key in state if key not in used and not key.endswith(ignored or ("\0",))}

@@ -245,7 +245,7 @@ def test_other_losses_batches_and_optimisers():
         return torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=epochs)
 
     net, plan = made()
-    recipe = Recipe(batch_loss=batch_loss, optimizer=optimizer, schedule=schedule, clip_norm=1.0)
+    recipe = Recipe(batch_loss=batch_loss, optimizer=optimizer, schedule=schedule)
     records = compress.search(net, plan, data, settings(), recipe=recipe, **QUIET)
     assert records[-1]["loss"] < records[0]["loss"] and len(used) == 1
     with pytest.raises(ValueError, match=r"give batches \(inputs, target\); got 'dict'. Hint: batch_loss"):
@@ -259,7 +259,7 @@ def test_other_losses_batches_and_optimisers():
 def test_a_loop_of_ones_own_is_the_search():
     """What ``search`` does, written out with a Searcher, ends in the same bits."""
     net, plan = made()
-    chosen = settings()
+    chosen = settings(clip_norm=None)
     records = compress.search(net, plan, batches(), chosen, seed=3, **QUIET)
     mine, plan = made()
     searcher = Searcher(mine, plan, chosen, seed=3)
@@ -290,3 +290,12 @@ def test_a_searcher_wants_the_plan_of_its_model():
         Searcher(net, other, settings())
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings().lam = 2
+
+
+def test_a_search_that_diverges_stops_and_keeps_its_checkpoint(tmp_path):
+    net, plan = made()
+    path = tmp_path / "search.pt"
+    bad = [(x * float("inf"), y) for x, y in batches(1)]
+    with pytest.raises(ValueError, match=r"search: the loss must be finite; got 'nan in epoch 0'. Hint: a lower lr"):
+        compress.search(net, plan, bad, settings(), checkpoint=path, **QUIET)
+    assert not path.exists()

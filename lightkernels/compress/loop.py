@@ -36,7 +36,6 @@ class Recipe:
     optimizer: MakeOptimizer | None = None
     schedule: MakeSchedule | None = None
     amp: torch.dtype | None = None
-    clip_norm: float | None = None
 
     def loss(self, model: nn.Module, batch: Any, device: torch.device) -> Tensor:
         if self.amp is not None:
@@ -114,9 +113,10 @@ class Trainer:
         lr: float,
         momentum: float,
         weight_decay: float,
+        clip_norm: float | None = None,
         also: Optimizer | None = None,
     ) -> None:
-        self.model, self.recipe, self.also, self.device = model, recipe, also, device_of(model)
+        self.recipe, self.also, self.clip_norm, self.device = recipe, also, clip_norm, device_of(model)
         self.weights = [p for p in weights if p.requires_grad]
         if recipe.optimizer is None:
             self.optimizer: Optimizer = torch.optim.SGD(self.weights, lr, momentum, weight_decay=weight_decay)
@@ -140,8 +140,8 @@ class Trainer:
         active = [o for o in both if any(p.grad is not None for group in o.param_groups for p in group["params"])]
         for optimizer in active:
             self.scaler.unscale_(optimizer)
-        if self.recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.weights, self.recipe.clip_norm)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.weights, self.clip_norm)
         for optimizer in active:
             self.scaler.step(optimizer)
         self.scaler.update()

@@ -195,8 +195,8 @@ def compress(
         name = title.replace(" ", "-")
         return finetune(
             network, train_loader, epochs=epochs, lr=lr, momentum=settings.momentum,
-            weight_decay=settings.weight_decay, recipe=recipe, checkpoint=path(f"{name}.pt"), resume=resume,
-            log=path(f"{name}.jsonl"), progress=progress, title=title,
+            weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, recipe=recipe,
+            checkpoint=path(f"{name}.pt"), resume=resume, log=path(f"{name}.jsonl"), progress=progress, title=title,
         )  # fmt: skip
 
     if settings.finetune_epochs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -68,6 +69,10 @@ class Phase:
             mean = torch.stack([loss.float() for loss in losses]).mean()
             record = {"epoch": epoch, "phase": self.title, "loss": float(agreed(mean))}
             record["seconds"] = time.perf_counter() - begun
+        hint = "a lower lr, or clip_norm; the checkpoint is that of the epoch before"
+        require(
+            math.isfinite(record["loss"]), "search", "the loss", "be finite", f"{record['loss']} in epoch {epoch}", hint
+        )
         record["accuracy"] = None if self.evaluate is None else float(self.evaluate(model))
         return record
 
@@ -145,6 +150,7 @@ def search(
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
         also=searcher.gate_optimizer,
     )
     phase = Phase("search", settings.epochs, trainer, searcher, evaluate, _path(checkpoint), _path(log))
@@ -159,6 +165,7 @@ def finetune(
     lr: float = 0.02,
     momentum: float = 0.9,
     weight_decay: float = 3e-4,
+    clip_norm: float | None = None,
     recipe: Recipe | None = None,
     evaluate: Evaluate | None = None,
     checkpoint: str | Path | None = None,
@@ -176,6 +183,7 @@ def finetune(
         lr=lr,
         momentum=momentum,
         weight_decay=weight_decay,
+        clip_norm=clip_norm,
     )
     phase = Phase(title, epochs, trainer, None, evaluate, _path(checkpoint), _path(log))
     return phase.run(model, train_loader, progress, resume)

@@ -19,7 +19,8 @@ class Settings:
     ``lam`` weighs the objective ``cost``: ``"paper"`` is the mean of log weights and log multiply-adds, summed over the
     layers (Eq. 8); the others the log of one cost. ``form="total"`` weighs the sum over the layers instead of the logs.
     In the ``warmup_epochs`` every step trains one uniformly random path and no gate; before the ``freeze_epochs`` the
-    gates are settled for good, and the last epochs train the path that was found.
+    gates are settled for good, and the last epochs train the path that was found. ``clip_norm`` bounds the norm of the
+    weights' gradients.
     """
 
     epochs: int = 150
@@ -37,6 +38,7 @@ class Settings:
     gate_step: int = 40
     gate_gamma: float = 0.3
     finetune_lr: float = 0.02
+    clip_norm: float | None = None
     undecided: float = 0.05
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class Settings:
             if not isinstance(value, int | float) or isinstance(value, bool):
                 fail_type("search", name, "be a number", value)
             require(math.isfinite(value) and value >= 0, "search", name, "be at least 0", value)
+        clip = self.clip_norm
+        require(clip is None or clip > 0, "search", "clip_norm", "be above 0 or None", clip)
         one_of("search", "cost", self.cost, ("paper", "params", "macs", "latency"))
         one_of("search", "form", self.form, ("log", "total"))
 
@@ -70,7 +74,17 @@ class Settings:
 # Section 5 of the paper; it leaves the length and the rate of fine-tuning open.
 PRESETS = {
     "paper": Settings(),
-    "recommended": Settings(epochs=60, warmup_epochs=12, freeze_epochs=6, finetune_epochs=20, gate_step=16),
+    "recommended": Settings(
+        epochs=60,
+        warmup_epochs=12,
+        freeze_epochs=6,
+        finetune_epochs=20,
+        gate_step=16,
+        lr=0.05,
+        finetune_lr=0.05,
+        # Operators with a residual of their own end in no norm: random paths through many of them diverge without.
+        clip_norm=1.0,
+    ),
 }
 
 

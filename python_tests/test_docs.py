@@ -84,6 +84,14 @@ def test_the_page_of_rsdc2d(capsys):
     assert capsys.readouterr().out.startswith("1 of 3 layers changed\n")
 
 
+def test_the_page_of_compress(capsys):
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compress.md").read_text(), re.S):
+        exec(code, names)
+    assert "18 of 68 layers" in capsys.readouterr().out
+    assert names["small"](names["images"]).shape == (16, 10)
+
+
 def test_the_receptive_field_grows_with_the_window(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "field.png"

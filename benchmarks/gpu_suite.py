@@ -86,9 +86,9 @@ def device(dry: bool) -> Any:
 
 
 def wanted(args: argparse.Namespace) -> list[Any]:
-    from gpu.plan import groups
+    from gpu.ops import all_groups
 
-    found = [g for g in groups() if args.only in g.key]
+    found = [g for g in all_groups() if args.only in g.key]
     return found[: args.limit] if args.limit else found
 
 
@@ -157,10 +157,11 @@ def install(args: argparse.Namespace, done: set[str]) -> Iterator[Record]:
     yield record
 
 
+IGNORED = ["--ignore=python_tests/test_gpu.py", "--ignore=python_tests/test_gpu_rsdc2d.py"]
 TESTS = {
-    "gpu": ["python_tests/test_gpu.py", "-m", "gpu"],
+    "gpu": ["python_tests/test_gpu.py", "python_tests/test_gpu_rsdc2d.py", "-m", "gpu"],
     "gpu, without the caching allocator": ["python_tests/test_gpu.py", "-m", "gpu", "-k", "parity or poison"],
-    "generated": ["python_tests", "-m", "gpu", "--ignore=python_tests/test_gpu.py", "--backends", "triton"],
+    "generated": ["python_tests", "-m", "gpu", *IGNORED, "--backends", "triton"],
 }
 
 

@@ -1,6 +1,7 @@
-"""What the Triton kernels of multi_dwconv2d compile to for a CUDA target; needs Triton, but no device.
+"""What the Triton kernels compile to for a CUDA target; needs Triton, but no device.
 
-    python benchmarks/triton_static.py        # writes benchmarks/results/triton_sm_static.csv
+    python benchmarks/triton_static.py              # writes benchmarks/results/triton_sm_static.csv
+    python benchmarks/triton_static.py --op rsdc2d  # its rows anew, the others as they are
 
 A row is one launch. `lane_instructions` are the warp instructions of the whole launch (those outside its loop, and the
 loop's body times its trips), times 32 lanes, an output of the pass; all branches count as taken, and launches with
@@ -14,11 +15,16 @@ import csv
 import itertools
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import machine
 import torch
 
+if TYPE_CHECKING:
+    from lightkernels._core.triton_static import Launch
+
 machine.find_package()
+Case = tuple[Any, ...]
 
 SHAPES = ((64, 32, 32, 32), (64, 64, 16, 16), (128, 128, 8, 8), (8, 96, 56, 56), (32, 384, 14, 14), (32, 960, 7, 7))
 BRANCHES = (((7,), "add"), ((5,), "add"), ((3, 5, 7), "concat"), ((3, 5, 7), "add"))
@@ -34,15 +40,30 @@ ELEMENTWISE = [
     )
     if dtype is torch.float32 or layout == "nhwc"
 ]
+# rsdc2d: (pass, shape, (kernel size,), scope, dtype, layout), filters, groups; `kernels` is the window's side.
+RSDC = [
+    (("fwd", shape, (5,), "layer", torch.bfloat16, "nhwc"), shape[1], 1)
+    for shape in ((128, 16, 32, 32), (128, 64, 16, 16), (128, 176, 16, 16), (256, 512, 7, 7))
+]
+RSDC += [
+    ((kind, shape, (5,), "layer", dtype, "nhwc"), shape[1], 1)
+    for shape, dtype, kind in itertools.product(
+        ((256, 64, 56, 56), (256, 128, 28, 28)), (torch.bfloat16, torch.float32), ("fwd", "bwd_x", "bwd_w")
+    )
+]
+RSDC += [
+    ((kind, (128, 32, 32, 32), (5,), "filter", torch.bfloat16, layout), 8, 8)
+    for layout, kind in itertools.product(("nhwc", "nchw"), ("fwd", "bwd_x", "bwd_w"))
+]
 COLUMNS = (
-    *("pass", "kernels", "combine", "n", "c", "h", "w", "dtype", "layout", "sm", "kernel", "programs", "warps"),
-    *("registers", "shared", "spills", "instructions_outside", "loop", "trips", "lane_instructions"),
+    *("op", "pass", "kernels", "combine", "n", "c", "h", "w", "dtype", "layout", "sm", "kernel", "programs", "warps"),
+    *("registers", "shared", "spills", "tensor_core", "instructions_outside", "loop", "trips", "lane_instructions"),
 )
+TENSOR_CORE = ("HMMA", "HGMMA", "DMMA", "UTCHMMA")
 
 
-def rows(case: tuple[object, ...], capabilities: list[int]) -> list[dict[str, object]]:
+def depthwise(case: Case) -> tuple[Any, list[Launch]]:
     from lightkernels._core.spec import TensorMeta, dense_stride
-    from lightkernels._core.triton_static import compile_for
     from lightkernels.ops.multi_dwconv2d.op import OP
     from lightkernels.ops.multi_dwconv2d.triton_launch import recorded
 
@@ -50,12 +71,33 @@ def rows(case: tuple[object, ...], capabilities: list[int]) -> list[dict[str, ob
     meta = TensorMeta(shape, dense_stride(shape, layout), dtype, torch.device("meta"))
     ones = [1] * len(kernels)
     spec = OP.spec_of(meta, None, None, (list(kernels), [shape[1]] * len(kernels), [1, 1], ones, combine, False))
+    return spec, recorded(spec, kind)
+
+
+def random_taps(case: Case, filters: int, groups: int) -> tuple[Any, list[Launch]]:
+    from lightkernels._core.spec import TensorMeta, dense_stride
+    from lightkernels.ops.rsdc2d.op import OP
+    from lightkernels.ops.rsdc2d.triton_launch import recorded
+
+    kind, shape, (k,), scope, dtype, layout = case
+    meta = TensorMeta(shape, dense_stride(shape, layout), dtype, torch.device("meta"))
+    taps = torch.empty((filters if scope == "filter" else 1, 9), dtype=torch.int64, device="meta")
+    spec = OP.spec_of(meta, None, None, (taps, filters, k, [1, 1], [k // 2] * 2, [1, 1], groups))
+    return spec, recorded(spec, kind)
+
+
+def rows(op: str, case: Case, capabilities: list[int], *more: int) -> list[dict[str, object]]:
+    from lightkernels._core.triton_static import compile_for
+
+    kind, shape, kernels, combine, dtype, layout = case
+    spec, launches = depthwise(case) if op == "multi_dwconv2d" else random_taps(case, *more)
     outputs = math.prod(spec.x_shape if kind == "bwd_x" else spec.y_shape)
     found = []
-    for launch, capability in itertools.product(recorded(spec, kind), capabilities):
+    for launch, capability in itertools.product(launches, capabilities):
         code = compile_for(launch, capability)
         lanes = code.lane_instructions(launch, outputs)
         values = (
+            op,
             kind,
             "+".join(map(str, kernels)),
             combine,
@@ -69,9 +111,10 @@ def rows(case: tuple[object, ...], capabilities: list[int]) -> list[dict[str, ob
             code.registers,
             code.shared,
             code.spills,
+            sum(code.opcodes[name] for name in TENSOR_CORE),
             code.outside,
             code.loop,
-            launch.arguments.get("PER", ""),
+            launch.trips or "",
             "" if math.isnan(lanes) else f"{lanes:.1f}",
         )
         found.append(dict(zip(COLUMNS, values, strict=True)))
@@ -86,14 +129,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sm", type=int, nargs="+", default=[90], help="targets, e.g. 80 90 100")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "triton_sm_static.csv")
+    parser.add_argument("--op", choices=("multi_dwconv2d", "rsdc2d"), help="only its rows; the others are kept")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    calls = [("multi_dwconv2d", case) for case in HALF + ELEMENTWISE] + [("rsdc2d", *row) for row in RSDC]
+    kept = []
+    if options.op and options.out.exists():
+        lines = [line for line in options.out.read_text().splitlines() if not line.startswith("#")]
+        kept = [row for row in csv.DictReader(lines) if row["op"] != options.op]
     with options.out.open("w", newline="") as file:
         file.write(f"# triton {triton.__version__}, ptxas {ptxas_version()}, torch {torch.__version__}\n")
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for case in HALF + ELEMENTWISE:
-            for row in rows(case, options.sm):
+        writer.writerows(kept)
+        for op, case, *more in calls:
+            for row in rows(op, case, options.sm, *more) if options.op in (None, op) else ():
                 writer.writerow(row)
                 file.flush()
                 name = f"{row['pass']:<6}{row['kernels']:<6}{row['combine']:<7}{row['kernel']:<15}"

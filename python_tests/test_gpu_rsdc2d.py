@@ -56,7 +56,13 @@ def inputs(name, dtype, layout):
 
     x = values(*shape).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     weight = values(filters, shape[1] // groups, count).requires_grad_()
-    return x, weight, draw(sets, count, k, device=DEVICE), values(filters).requires_grad_(), {"kernel_size": k, **kwargs}
+    return (
+        x,
+        weight,
+        draw(sets, count, k, device=DEVICE),
+        values(filters).requires_grad_(),
+        {"kernel_size": k, **kwargs},
+    )
 
 
 def run(x, weight, taps, bias, kwargs, g):

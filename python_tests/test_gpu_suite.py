@@ -12,16 +12,19 @@ from types import SimpleNamespace
 
 import pytest
 import test_gpu
+import test_gpu_rsdc2d
 import torch
 
 from lightkernels._core.spec import TensorMeta
 from lightkernels.ops.multi_dwconv2d.op import Spec
+from lightkernels.ops.rsdc2d.op import Spec as RsdcSpec
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 devices = pytest.importorskip("gpu.device")
 ops = pytest.importorskip("gpu.ops")
 plan = pytest.importorskip("gpu.plan")
+rsdc = pytest.importorskip("gpu.rsdc")
 report = pytest.importorskip("gpu.report")
 ceilings = pytest.importorskip("gpu.ceilings")
 
@@ -75,6 +78,45 @@ def test_the_plan_is_everything_once_the_most_telling_first():
     head = found[: total // 4]
     assert {g.shape for g in head} == set(plan.SHAPES)
     assert {"bf16", "fp32"} <= {g.dtype for g in head}
+
+
+def test_both_operators_are_planned_once():
+    found = [g.key for g in ops.all_groups()]
+    assert len(found) == len(set(found)) == len(list(plan.groups())) + len(list(rsdc.groups()))
+    assert found[: ops.FIRST] == [g.key for g in plan.groups()][: ops.FIRST]
+    assert found[ops.FIRST] == "R4 bf16 rsdc5 forward"
+
+
+def test_least_traffic_of_rsdc2d_is_its_formula_but_for_the_taps():
+    for group in rsdc.groups():
+        n, c, h, w, _ = group.sizes
+        k, count = group.window
+        x = TensorMeta((n, c, h, w), (c * h * w, h * w, w, 1), plan.DTYPES[group.dtype], torch.device("cpu"))
+        taps = torch.empty(count, rsdc.TAPS, dtype=torch.int64)
+        args = (group.filters, k, (1, 1), (k // 2, k // 2), (1, 1), count)
+        spec = RsdcSpec.of(x, None, None, TensorMeta.of(taps), *args)
+        forward = rsdc.RsdcGroup(group.shape, group.dtype, group.variant, "forward")
+        assert forward.bytes() == spec.bytes() - 8 * taps.numel()
+        assert forward.flops() == spec.flops()
+
+
+@pytest.mark.parametrize("group", [g for g in rsdc.groups() if g.shape in ("R5", "L1")][::2], ids=lambda g: g.key)
+def test_groups_of_rsdc2d_are_measured_and_checked(group):
+    record = ops.measure_group(group, devices.Rehearsal())
+    assert not record["refused"]
+    assert {"masked nchw", "3x3 nhwc", "lightkernels nchw"} <= set(record["times"])
+    assert set(record["times"]) - set(record["errors"]) == {n for n in record["times"] if n.startswith("3x3")}
+    assert type(report.group_of(record)) is rsdc.RsdcGroup
+
+
+def test_a_3x3_is_no_baseline_but_a_measure():
+    found = rsdc.RsdcGroup("R5", "bf16", "rsdc5", "forward")
+    fields = {"shape": "R5", "dtype": "bf16", "variant": "rsdc5", "kind": "forward", "key": found.key, "part": "ops"}
+    times = timed(lightkernels_nhwc=1.5, masked_nhwc=3.0, **{"3x3_nhwc": 1.0})
+    record = {**fields, "bytes": 1, "flops": 1, "times": times, "errors": {}, "refused": {}, "peaks": {}}
+    _, row = report.rows([record])
+    assert row["best"] == "masked nhwc" and row["ratio"] == 2.0
+    assert row["short"] == ["2.00x the best, goal 2.5x", "1.50 of a 3x3's time, goal 1.1"]
 
 
 @pytest.mark.parametrize("variant", list(plan.VARIANTS))
@@ -261,3 +303,14 @@ def test_the_other_gpu_tests_rehearsed(on_the_cpu):
         test_gpu.test_poisoned_memory_does_not_show("fp32", layout)
         test_gpu.test_weight_gradients_are_equal_from_run_to_run("fp32", layout)
     test_gpu.test_autocast()
+
+
+def test_rsdc2d_s_gpu_tests_rehearsed(monkeypatch):
+    monkeypatch.setattr(test_gpu_rsdc2d, "DEVICE", "cpu")
+    monkeypatch.setattr(test_gpu_rsdc2d, "BACKEND", "reference")
+    shrunk = {name: ((2, *c[0][1:2], 6, 5), *c[1:]) for name, c in test_gpu_rsdc2d.CASES.items()}
+    monkeypatch.setattr(test_gpu_rsdc2d, "CASES", shrunk)
+    for name in shrunk:
+        test_gpu_rsdc2d.test_parity_with_float64_truth(name, "fp32", "nhwc")
+    test_gpu_rsdc2d.test_float32_by_tf32_is_as_good_as_cudnn_s("nchw", monkeypatch)
+    test_gpu_rsdc2d.test_poisoned_memory_does_not_show_and_gradients_repeat("mldn", "nchw")

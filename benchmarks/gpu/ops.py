@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from gpu import plan, rsdc, rsdc_ops
 from gpu.device import Device, take_turns
 from gpu.plan import DTYPES, Group, shrunk
 from lightkernels._core import measure
@@ -16,13 +18,23 @@ from lightkernels.testing import poisoned
 
 Record = dict[str, Any]
 LARGE = 2e9
-ESSENTIAL = ("eager", "merged")
+FIRST = 20  # groups of multi_dwconv2d before those of rsdc2d
+ESSENTIAL = ("eager", "merged", "masked", "3x3")
+UNCHECKED = ("3x3",)  # another function of the same price
 # cuDNN computes float32 in TF32 unless it is told not to; users leave it on, so the baselines may too.
 TF32_TOLERANCE = 2e-3
 
 
+def all_groups() -> Iterator[Group]:
+    """Of both operators, the most telling first."""
+    head, rest = itertools.tee(plan.groups())
+    return itertools.chain(itertools.islice(head, FIRST), rsdc.groups(), itertools.islice(rest, FIRST, None))
+
+
 def tensors(group: Group, device: Device) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """Fresh random x, weights and output gradient."""
+    if isinstance(group, rsdc.RsdcGroup):
+        return rsdc_ops.tensors(group, device)
     n, c, h, w, s = shrunk(group) if device.dry else group.sizes
     dtype = DTYPES[group.dtype]
     branches = len(group.kernels) if group.combine == "concat" else 1
@@ -33,11 +45,15 @@ def tensors(group: Group, device: Device) -> tuple[torch.Tensor, list[torch.Tens
 
 
 def ours(group: Group, device: Device) -> list[measure.Entry]:
+    if isinstance(group, rsdc.RsdcGroup):
+        return rsdc_ops.ours(group, device)
     backend = "reference" if device.dry else "triton"
     return baselines.ours(group.combine, backend, group.sizes[4])
 
 
-def others(group: Group, compile: bool = False) -> list[measure.Entry]:
+def others(group: Group, device: Device, compile: bool = False) -> list[measure.Entry]:
+    if isinstance(group, rsdc.RsdcGroup):
+        return rsdc_ops.others(group, device, compile)
     return measure.baselines(
         "multi_dwconv2d",
         kernel_sizes=group.kernels,
@@ -47,6 +63,14 @@ def others(group: Group, compile: bool = False) -> list[measure.Entry]:
         stride=group.sizes[4],
         compile=baselines.LAYOUTS if compile else (),
     )
+
+
+def truth(
+    group: Group, device: Device, x: torch.Tensor, weights: list[torch.Tensor], g: torch.Tensor
+) -> list[torch.Tensor]:
+    if isinstance(group, rsdc.RsdcGroup):
+        return rsdc_ops.truth(group, device, x, weights, g)
+    return baselines.truth(x, weights, g, group.combine, group.kind, group.sizes[4])
 
 
 @contextlib.contextmanager
@@ -63,10 +87,12 @@ def candidates(group: Group, device: Device, compile: bool) -> list[tuple[str, m
     """Label, entry, and whether cuDNN may search; it searches for every baseline once and not once."""
     found = [(e.label, e, False) for e in ours(group, device)]
     if compile:
-        return found + [(e.label, e, True) for e in others(group, True) if e.name.startswith("compiled")]
-    found += [(e.label, e, False) for e in others(group)]
+        return found + [(e.label, e, True) for e in others(group, device, True) if e.name.startswith("compiled")]
+    found += [(e.label, e, False) for e in others(group, device)]
     large = group.bytes() > LARGE  # all candidates' buffers are held at once
-    found += [(f"{e.name} searched {e.layout}", e, True) for e in others(group) if not large or e.name in ESSENTIAL]
+    found += [
+        (f"{e.name} searched {e.layout}", e, True) for e in others(group, device) if not large or e.name in ESSENTIAL
+    ]
     return found
 
 
@@ -79,7 +105,7 @@ def measure_group(group: Group, device: Device, compile: bool = False, limit: fl
 def _measure(group: Group, device: Device, compile: bool, limit: float) -> Record:
     torch.manual_seed(group_seed(group))
     x, weights, g = tensors(group, device)
-    truth = baselines.truth(x, weights, g, group.combine, group.kind, group.sizes[4])
+    right = truth(group, device, x, weights, g)
     replays, errors, refused, peaks = {}, {}, {}, {}
     slowest = float("inf")
     for label, entry, search in candidates(group, device, compile):
@@ -88,17 +114,19 @@ def _measure(group: Group, device: Device, compile: bool, limit: float) -> Recor
                 call = entry.call(group.kind, x, weights, g)
                 with poisoned() if entry.ours else contextlib.nullcontext():
                     outputs = call()
-                tf32 = group.dtype == "fp32" and not entry.ours
-                results = entry.results(group.kind, outputs)
-                errors[label] = measure.check(label, results, truth, TF32_TOLERANCE if tf32 else None)
-                del outputs, results
+                tf32 = group.dtype == "fp32" and (not entry.ours or isinstance(group, rsdc.RsdcGroup))
+                if entry.name not in UNCHECKED:
+                    results = entry.results(group.kind, outputs)
+                    errors[label] = measure.check(label, results, right, TF32_TOLERANCE if tf32 else None)
+                    del results
+                del outputs
                 estimate = device.seconds(call)
                 if estimate > slowest:
                     refused[label] = f"hopeless: {estimate * 1e3:.3g} ms"
                     continue
                 if entry.ours:
                     slowest = max(8 * estimate, 1e-3)
-                if entry.ours or entry.name == "eager":
+                if entry.ours or entry.name in ("eager", "masked"):
                     peaks[label] = device.peak_bytes(call)
                 del call
                 replays[label] = device.capture(lambda e=entry: e.call(group.kind, x, weights, g), group.bytes())

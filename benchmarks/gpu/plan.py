@@ -58,10 +58,13 @@ class Group:
         branches = len(self.kernels) if self.combine == "concat" else 1
         return n * c * h * w, n * c * branches * -(-h // s) * -(-w // s)
 
+    def weights(self) -> int:
+        return self.sizes[1] * sum(k * k for k in self.kernels)
+
     def bytes(self) -> int:
         """Least traffic: every tensor of the pass read or written once; a step's two gradients share one reading."""
         read, written = self.elements()
-        weights = self.sizes[1] * sum(k * k for k in self.kernels)
+        weights = self.weights()
         size = DTYPES[self.dtype].itemsize
         one = size * (read + written + weights)
         return one + size * (2 * read + written + 2 * weights) if self.kind == "step" else one
@@ -98,11 +101,15 @@ def groups() -> Iterator[Group]:
 
 @dataclass(frozen=True)
 class Expected:
-    """Fractions of the copy ceiling, by useful bytes, and times over the best baseline; None where none was set."""
+    """Fractions of the copy ceiling, by useful bytes, and times over the best baseline; None where none was set.
+
+    ``square``: at most so many times the time of a 3x3 convolution of the same channels.
+    """
 
     ship: float | None = None
     goal: float | None = None
     speedup: float | None = None
+    square: float | None = None
 
 
 SMALL_BYTES = 20_000_000

@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from gpu.plan import SMALL_BYTES, SMALL_SECONDS, Group, expected
+from gpu import rsdc
+from gpu.plan import SMALL_BYTES, SMALL_SECONDS, Expected, Group, expected
 
 Record = dict[str, Any]
 NONE = "not measured"
@@ -20,7 +21,12 @@ HEAD = (
 
 
 def group_of(record: Record) -> Group:
-    return Group(record["shape"], record["dtype"], record["variant"], record["kind"])
+    form = rsdc.RsdcGroup if record["variant"] in rsdc.VARIANTS else Group
+    return form(record["shape"], record["dtype"], record["variant"], record["kind"])
+
+
+def expectation(group: Group, layout: str) -> Expected:
+    return rsdc.expected(group) if isinstance(group, rsdc.RsdcGroup) else expected(group, layout)
 
 
 def ceiling(records: list[Record], name: str) -> float | None:
@@ -48,10 +54,12 @@ def rows(records: list[Record]) -> Iterator[Record]:
     for record in merged(records):
         group = group_of(record)
         theirs = {n: t["median"] for n, t in record["times"].items() if not n.startswith("lightkernels")}
+        square = min((t for n, t in theirs.items() if n.startswith("3x3")), default=None)
+        theirs = {n: t for n, t in theirs.items() if not n.startswith("3x3")}
         best = min(theirs, key=lambda n: theirs[n]) if theirs else None
         for layout in ("nchw", "nhwc"):
             mine = record["times"].get(f"lightkernels {layout}")
-            want = expected(group, layout)
+            want = expectation(group, layout)
             row: Record = {
                 "group": group,
                 "layout": layout,
@@ -64,7 +72,10 @@ def rows(records: list[Record]) -> Iterator[Record]:
                 "why": record["refused"].get(f"lightkernels {layout}"),
                 "fraction": None,
                 "ratio": None,
+                "square": None,
             }
+            if mine and square:
+                row["square"] = mine["median"] / square
             if mine and copy:
                 row["fraction"] = record["bytes"] / mine["median"] / copy
             if mine and best:
@@ -87,6 +98,8 @@ def shortfalls(row: Record, least: int, copy: float | None) -> list[str]:
             break
     if want.speedup and row["ratio"] is not None and row["ratio"] < want.speedup:
         found.append(f"{row['ratio']:.2f}x the best, goal {want.speedup:g}x")
+    if want.square and row["square"] is not None and row["square"] > want.square:
+        found.append(f"{row['square']:.2f} of a 3x3's time, goal {want.square:g}")
     return found
 
 
@@ -116,6 +129,7 @@ def markdown(records: list[Record]) -> str:
             _number(r["fraction"]),
             f"{_micro(r['best_seconds'])} {r['best'] or ''}",
             _number(r["ratio"], ".2f") + ("x" if r["ratio"] is not None else ""),
+            _number(r["square"]),
             "; ".join(r["short"]) or "reached",
         ]
         for r in found
@@ -148,7 +162,7 @@ def markdown(records: list[Record]) -> str:
                 "## What fell short of the targets",
                 "\n".join(short) or (NONE.capitalize() + "." if not found else "Nothing."),
                 "## Every call, microseconds",
-                _table(["call", "layout", "ours", "of copy", "best other", "ratio", "targets"], lines),
+                _table(["call", "layout", "ours", "of copy", "best other", "ratio", "of a 3x3", "targets"], lines),
                 "## Failed, refused or not timed",
                 "\n".join(wrong) or ("Nothing." if found else NONE.capitalize() + "."),
             ]

@@ -45,6 +45,14 @@ class Launch:
     arguments: dict[str, Any]
     options: dict[str, Any]
 
+    @property
+    def trips(self) -> int | None:
+        """Of the kernel's one loop: PER items, or COUNT taps in blocks of BK of CIN channels; None: not known."""
+        values = self.arguments
+        if "COUNT" in values and not (values["TABLE"] or values["FLAT"]):
+            return values["COUNT"] * -(-values["CIN"] // values["BK"])
+        return values.get("PER")
+
 
 @dataclass(frozen=True)
 class Code:
@@ -60,11 +68,11 @@ class Code:
 
     def lane_instructions(self, launch: Launch, outputs: int) -> float:
         """Instructions that the launch issues, times 32 lanes, an output; every branch counted as taken both ways."""
-        trips = launch.arguments.get("PER", 1)
-        if self.loops > 1 or (self.loops and "PER" not in launch.arguments):
+        trips = launch.trips
+        if self.loops > 1 or (self.loops and trips is None):
             return math.nan
         warps = launch.options["num_warps"]
-        return (self.outside + self.loop * trips) * 32 * warps * launch.programs / outputs
+        return (self.outside + self.loop * (trips or 0)) * 32 * warps * launch.programs / outputs
 
 
 @contextlib.contextmanager

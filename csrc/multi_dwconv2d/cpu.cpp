@@ -1,5 +1,6 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
 #include "multi_dwconv2d/kernel_cpu.h"
+#include "multi_dwconv2d/nchw_direct.h"
 #include "multi_dwconv2d/nchw_grad.h"
 #include "multi_dwconv2d/nhwc.h"
 
@@ -13,14 +14,29 @@ const T* in(const void* v) {
   return static_cast<const T*>(v);
 }
 
+// A convolution that the direct kernels take, or unsupported.
+template <class T>
+int direct_as([[maybe_unused]] const Params& p, [[maybe_unused]] const T* x, [[maybe_unused]] const T* w,
+              [[maybe_unused]] const T* b, [[maybe_unused]] T* y, [[maybe_unused]] bool input) {
+#if defined(__AVX2__)
+  if constexpr (__is_same(T, float))
+    if (nchw::goes_direct(p, input)) return nchw::direct(p, x, w, b, y, input);
+#endif
+  return unsupported;
+}
+
 template <class T>
 int fwd_as(const Params& p, const void* x, const void* w, const void* b, void* y) {
+  const int e = direct_as<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y), false);
+  if (e != unsupported) return e;
   if (nhwc::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y))) return ok;
   if (p.layout == Layout::nchw) return nchw::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
   return generic_fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
 }
 template <class T>
 int bwd_x_as(const Params& p, const void* g, const void* w, void* gx) {
+  const int e = direct_as<T>(p, in<T>(g), in<T>(w), nullptr, static_cast<T*>(gx), true);
+  if (e != unsupported) return e;
   if (nhwc::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx))) return ok;
   if (p.layout == Layout::nchw) return nchw::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));
   return generic_bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));

@@ -133,6 +133,8 @@ def test_errors_name_layer_operator_rule_and_mend():
         compress.plan(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), images())
     with pytest.raises(ValueError, match=r"have a layer that the operators can replace"):
         compress.plan(network(), images(), names="head.*")
+    with pytest.raises(ValueError, match=r"without a wrapper; got 'DataParallel'. Hint: give the module inside"):
+        compress.plan(nn.DataParallel(network()), images())
     with pytest.raises(TypeError, match=r"example_inputs must be a tensor"):
         compress.plan(network(), 3)
     with pytest.raises(TypeError, match=r"model must be an nn.Module"):

@@ -115,6 +115,21 @@ def test_the_objective_is_equation_8_and_finite_for_every_code():
     assert float(searcher.objective().detach()) == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_objectives_gradient_is_that_of_one_bit_neighbours():
+    """Section 4: TG'(alpha) (dPS / PS + dFP / FP) / 2 between the operators that a gate chooses from."""
+    net, plan = made("SOP2")
+    searcher = Searcher(net, plan, settings())
+    searcher.start_epoch(2)
+    gradients = torch.autograd.grad(searcher.objective(), searcher.gates)
+    for site, selection, found in zip(plan.sites, searcher.selections, gradients, strict=True):
+        now, code, bits = site.options[selection.index()], selection.code(), len(selection.alpha)
+        for j, slope in enumerate(selection.slope().tolist()):
+            bit = 1 << (bits - 1 - j)
+            one, zero = (site.options[selection.codes[c]] for c in (code | bit, code & ~bit))
+            change = (one.weights - zero.weights) / now.weights + (one.macs - zero.macs) / now.macs
+            assert float(found[j]) == pytest.approx(slope * change / 2, rel=1e-5, abs=1e-7)
+
+
 def test_cost_order_leaves_no_local_minimum():
     """In the order of cost every gate that falls from 1 to 0 makes its layer cheaper, in every set."""
     for number in range(1, 11):
@@ -210,6 +225,10 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         compress.search(net, plan, batches(1), settings(lam=0.5), checkpoint=path, resume=True, **QUIET)
     with pytest.raises(ValueError, match=r"search: epochs must be 4"):
         compress.search(net, plan, batches(1), settings(epochs=9), checkpoint=path, resume=True, **QUIET)
+    with pytest.raises(ValueError, match=r"search: target must be None, as when the checkpoint was written; got"):
+        compress.search(
+            net, plan, batches(1), settings(), checkpoint=path, resume=True, target=plan.target("macs", "50%"), **QUIET
+        )
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(checkpoint.CheckpointError, match=r"search.pt must be a checkpoint of a search"):
         compress.search(net, plan, batches(1), settings(), checkpoint=path, resume=True, **QUIET)

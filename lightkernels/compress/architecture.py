@@ -187,7 +187,9 @@ def load(folder: str | Path, network: nn.Module | None = None) -> tuple[nn.Modul
     try:
         made.load_state_dict(state)
     except RuntimeError as error:
-        raise ArchitectureError(f"load: the weights in {folder} must fit the network; got {error}") from error
+        raise ArchitectureError(
+            f"load: the weights in {folder} must fit the network; got {str(error)[:400]}"
+        ) from error
     return made.eval(), architecture
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from lightkernels._core.spec import require
 
+T = TypeVar("T")
 Loss = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[nn.Module, Any], Tensor]
 MakeOptimizer = Callable[[Sequence[nn.Parameter]], Optimizer]
@@ -76,16 +77,24 @@ def rank() -> int:
     return torch.distributed.get_rank() if initialised() else 0
 
 
-def distributed(model: nn.Module) -> nn.Module:
-    """DistributedDataParallel around the model where processes were joined; idle operators take part in no step."""
+def distributed(model: nn.Module, idle: bool) -> nn.Module:
+    """DistributedDataParallel around the model where processes were joined; ``idle``: some parameters get no gradient."""
     if not initialised():
         return model
     from torch.nn.parallel import DistributedDataParallel
 
     device = device_of(model)
     return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+        model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=idle
     )
+
+
+def first_says(value: T) -> T:
+    """The first process's value in all of them."""
+    found = [value]
+    if initialised():
+        torch.distributed.broadcast_object_list(found)
+    return found[0]
 
 
 def agreed(value: Tensor) -> Tensor:
@@ -127,7 +136,7 @@ class Trainer:
         else:
             self.schedule = recipe.schedule(self.optimizer, epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp is torch.float16)
-        self.call = distributed(model)
+        self.call = distributed(model, idle=also is not None)
 
     def step(self, batch: Any, extra: Callable[[], Tensor] | None = None) -> Tensor:
         """One step of all optimisers; the loss without ``extra``."""

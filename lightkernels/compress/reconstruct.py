@@ -13,6 +13,7 @@ from torch import nn
 from lightkernels._core import measure
 from lightkernels._core.spec import fail_type, require
 from lightkernels.compress.cost import cost
+from lightkernels.compress.loop import first_says
 from lightkernels.compress.operators import operator_set
 from lightkernels.compress.plan import Latencies, Plan, Row
 from lightkernels.compress.selection import Selection, selections
@@ -24,6 +25,9 @@ from lightkernels.nn.convert import convert
 
 Patterns = str | Sequence[str]
 Order = Literal["cost", "paper"]
+
+
+_WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 
 def plan(
@@ -57,6 +61,9 @@ def plan(
     if not isinstance(model, nn.Module):
         fail_type("reconstruct", "model", "be an nn.Module", model)
     one_of("reconstruct", "order", order, ("cost", "paper"))
+    wrapper = type(model).__name__
+    hint = "give the module inside; wrap or compile the result"
+    require(wrapper not in _WRAPPERS, "reconstruct", "model", "be a network without a wrapper", wrapper, hint)
     inside = next((name for name, m in model.named_modules() if isinstance(m, Selection)), None)
     require(inside is None, "reconstruct", "model", "have no selection operators yet", inside)
     patterns = (names,) if isinstance(names, str) else tuple(names)
@@ -251,4 +258,5 @@ def measure_latencies(plan: Plan, model: nn.Module, example_inputs: Inputs, *, m
             tuple(before(site) for site in plan.sites),
             tuple(tuple(option(site, name) for name in site.names) for site in plan.sites),
         )
-    return replace(plan, latencies=found)
+    # Gates that weigh other times in other processes would part.
+    return replace(plan, latencies=first_says(found))

@@ -99,7 +99,9 @@ class Phase:
         try:
             model.load_state_dict(content["model"])
         except RuntimeError as error:
-            raise files.CheckpointError(f"search: {self.checkpoint} must be of this network; got {error}") from error
+            raise files.CheckpointError(
+                f"search: {self.checkpoint} must be of this network; got {str(error)[:400]}"
+            ) from error
         self.trainer.load_state_dict(content["trainer"])
         self.records = list(content["records"])
         files.set_random_state(content["random"][rank()], loader)

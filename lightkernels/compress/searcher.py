@@ -232,6 +232,7 @@ class Searcher:
             "lam": self.lam,
             "draw": self.draw.get_state(),
             "settled": self.settled,
+            "target": None if self.target is None else asdict(self.target),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -243,6 +244,11 @@ class Searcher:
             require(
                 same, "search", name, f"be {stored.get(name)}, as when the checkpoint was written", asked[name], hint
             )
+        target = None if self.target is None else asdict(self.target)
+        # Measured latencies differ from run to run; the bound that was asked for then does too.
+        if target is None or state["target"] is None or target["metric"] != "latency":
+            expected = f"be {state['target']}, as when the checkpoint was written"
+            require(target == state["target"], "search", "target", expected, str(target))
         self.gate_optimizer.load_state_dict(state["gate_optimizer"])
         self.gate_schedule.load_state_dict(state["gate_schedule"])
         self.lam, self.settled = float(state["lam"]), int(state["settled"])

@@ -78,7 +78,7 @@ def rank() -> int:
 
 
 def distributed(model: nn.Module, idle: bool) -> nn.Module:
-    """DistributedDataParallel around the model where processes were joined; ``idle``: some parameters get no gradient."""
+    """DistributedDataParallel around the model in joined processes; ``idle``: some parameters get no gradient."""
     if not initialised():
         return model
     from torch.nn.parallel import DistributedDataParallel

@@ -275,6 +275,20 @@ def test_other_losses_batches_and_optimisers():
         compress.search(*made(), iter(batches(1)), settings(), **QUIET)
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(terminal, monkeypatch, capsys):
+    if terminal:
+        pytest.importorskip("rich")
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        monkeypatch.setenv("TERM", "xterm")
+    net, plan = made(names="block1.*")
+    compress.search(net, plan, batches(1), settings(epochs=3))
+    shown = capsys.readouterr()
+    assert shown.out == "" and "undecided" in shown.err and "3/3" in shown.err
+    assert ("\x1b[" in shown.err) is terminal
+    assert terminal or len(shown.err.splitlines()) == 3
+
+
 def test_a_loop_of_ones_own_is_the_search():
     """What ``search`` does, written out with a Searcher, ends in the same bits."""
     net, plan = made()
@@ -318,3 +332,19 @@ def test_a_search_that_diverges_stops_and_keeps_its_checkpoint(tmp_path):
     with pytest.raises(ValueError, match=r"search: the loss must be finite; got 'nan in epoch 0'. Hint: a lower lr"):
         compress.search(net, plan, bad, settings(), checkpoint=path, **QUIET)
     assert not path.exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", [None, torch.float16], ids=["fp32", "fp16"])
+def test_on_a_gpu(amp, tmp_path):
+    model = network().cuda().to(memory_format=torch.channels_last)
+    net, plan = compress.reconstruct(model, images().cuda(), "SOP2")
+    path = tmp_path / "search.pt"
+    records = compress.search(net, plan, batches(), settings(), recipe=Recipe(amp=amp), checkpoint=path, **QUIET)
+    assert all(math.isfinite(record["loss"]) for record in records)
+    again, _ = compress.reconstruct(model, images().cuda(), "SOP2")
+    options = {"recipe": Recipe(amp=amp), "checkpoint": path, "resume": True}
+    assert compress.search(again, plan, batches(), settings(), **options, **QUIET) == records
+    assert same(again.state_dict(), net.state_dict())
+    derived, _ = compress.derive(net, plan)
+    torch.testing.assert_close(derived.eval()(images().cuda()), net.eval()(images().cuda()))

@@ -36,7 +36,7 @@ class Gradient:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """The scalar product of two maps; 16-bit types are summed in float32."""
-    if a.dtype.itemsize < 4:
+    if a.dtype.itemsize < 4 or b.dtype.itemsize < 4:
         a, b = a.float(), b.float()
     if a.stride() != b.stride() or not any(is_dense(a.shape, a.stride(), layout) for layout in _LAYOUTS):
         return (a * b).sum()
@@ -47,7 +47,6 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def norm_product(norm: nn.Module, z: Tensor, g: Tensor) -> Tensor:
     """``product(norm(z), g)`` from sums over the channels; running statistics are read in evaluation, never written."""
-    # On CPUs, torch keeps the statistics of 16-bit maps in 16 bits, and takes them back in 32 only.
     if type(norm) is not nn.BatchNorm2d or g.dtype != z.dtype or z.dtype.itemsize < 4:
         return product(norm(z), g)
     training = norm.training or norm.running_mean is None

@@ -12,13 +12,17 @@ from lightkernels.functional import multi_dwconv2d, rsdc2d
 from lightkernels.nn import MultiDepthwiseConv2d, RSDC2d
 
 
+# Channels a filter sees: up to here our kernels are the faster ones on the CPU, as measured with 16 to 512 channels.
+_NARROW = 64
+
+
 def _leaving() -> bool:
     """Whether the call is recorded for another runtime, which has none of our operators."""
     return bool(torch._C._get_tracing_state()) or torch.onnx.is_in_onnx_export()
 
 
 class GroupedConv2d(nn.Conv2d):
-    """``nn.Conv2d`` without bias and with same padding; a grouped 3x3 of the CPU runs as nine taps of a 3x3."""
+    """``nn.Conv2d`` without bias and with same padding; narrow ones of the CPU run as all taps of their window."""
 
     cells: Tensor
 
@@ -49,7 +53,7 @@ class GroupedConv2d(nn.Conv2d):
             sets.trust(cells, kernel_size)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.groups == 1 or not input.is_cpu or _leaving():
+        if self.in_channels > _NARROW * self.groups or not input.is_cpu or _leaving():
             return super().forward(input)
         return rsdc2d(
             input,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightkernels._core import taps as sets
 from lightkernels.functional import multi_dwconv2d, rsdc2d
 from lightkernels.nn import MultiDepthwiseConv2d, RSDC2d
-
 
 # Channels a filter sees: up to here our kernels are the faster ones on the CPU, as measured with 16 to 512 channels.
 _NARROW = 64
@@ -105,6 +105,9 @@ class Shuffle(nn.Module):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
+        if not _leaving():
+            return F.channel_shuffle(x, self.groups)
+        # Without the size of the batch in it, which torch's own operator leaves in an exported graph.
         y: Tensor = x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
         return y
 

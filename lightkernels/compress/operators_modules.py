@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightkernels._core.spec import Layout, is_dense
 from lightkernels.compress.operators_layers import DepthwiseConv2d, GroupedConv2d, Shuffle, plain
+from lightkernels.compress.operators_passes import is_quick, norm_act, recomputed, sums, wide
 from lightkernels.nn import Multiception2d, MultiDepthwiseConv2d, RSDC2d
 
 Features = tuple[Tensor, ...]
@@ -39,7 +40,7 @@ class Gradient:
     def sums(self, groups: int) -> Tensor:
         """Of each channel, in the same order and in float64."""
         if self._sums is None:
-            self._sums = self.g.sum((2, 3)).double().sum(0)
+            self._sums = wide(self.g.sum((2, 3))).sum(0)
         return self._sums if groups == 1 else self._sums.view(-1, groups).t().flatten()
 
     def signs(self, groups: int) -> tuple[Tensor, Tensor]:
@@ -61,54 +62,27 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.as_strided(size, (1,)), b.as_strided(size, (1,)))
 
 
-def _sums(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel, in float64, from one sum of values and one of squares.
-
-    Several times faster than what the norm itself does on the CPU, and short of its accuracy where a channel's mean is
-    thousands of its deviations: good for a neighbour's scalar product, not for the active operator's output.
-    """
-    count = z.numel() // z.shape[1]
-    mean = z.sum((2, 3)).double().sum(0) / count
-    square = torch.linalg.vector_norm(z, dim=(2, 3)).double().square().sum(0) / count
-    return mean, (square - mean.square()).clamp_(min=0)
-
-
 def _affine(norm: nn.BatchNorm2d, z: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift of each channel, in float64: the norm as ``scale * z + shift``."""
     if norm.training or norm.running_mean is None or norm.running_var is None:
-        mean, variance = _sums(z)
+        mean, variance = sums(z)
     else:
-        mean, variance = norm.running_mean.double(), norm.running_var.double()
+        mean, variance = wide(norm.running_mean), wide(norm.running_var)
     scale = (variance + norm.eps).rsqrt_()
     if norm.weight is not None:
-        scale = scale * norm.weight.double()
+        scale = scale * wide(norm.weight)
     shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()
-
-
-def _is_quick(norm: nn.Module, z: Tensor) -> bool:
-    return type(norm) is nn.BatchNorm2d and z.dtype.itemsize >= 4
-
-
-def normalised(norm: nn.Module, z: Tensor) -> Tensor:
-    """``norm(z)``; faster in a neighbour's pass, which has no graph and counts no statistics."""
-    quick = not torch.is_grad_enabled() and _is_quick(norm, z)
-    if not quick or not norm.training or norm.track_running_stats:
-        y: Tensor = norm(z)
-        return y
-    assert isinstance(norm, nn.BatchNorm2d)
-    mean, variance = (t.to(z.dtype) for t in _sums(z))
-    return F.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+    return scale, shift if norm.bias is None else shift + wide(norm.bias)
 
 
 def norm_product(norm: nn.Module, z: Tensor, g: Gradient, groups: int = 1) -> Tensor:
     """The scalar product of ``shuffle(norm(z))`` and the gradient; running statistics are read in evaluation only."""
     grad = g.unshuffled(groups)
-    if not _is_quick(norm, z) or grad.dtype != z.dtype:
+    if not is_quick(norm, z) or grad.dtype != z.dtype:
         return product(norm(z), grad)
     assert isinstance(norm, nn.BatchNorm2d)
     scale, shift = _affine(norm, z)
-    return torch.dot(scale, (z * grad).sum((2, 3)).double().sum(0)) + torch.dot(shift, g.sums(groups))
+    return torch.dot(scale, wide((z * grad).sum((2, 3))).sum(0)) + torch.dot(shift, g.sums(groups))
 
 
 class Operator(nn.Module):
@@ -150,14 +124,13 @@ class Normed(Operator):
         self.shuffle: nn.Module = nn.Identity() if self.groups in (1, channels) else Shuffle(self.groups)
 
     def finish(self, *features: Tensor) -> Tensor:
-        z = normalised(self.norm, features[0])
-        y: Tensor = self.shuffle(F.relu(z) if self.act else z)
+        y: Tensor = self.shuffle(norm_act(self.norm, features[0], "relu" if self.act else "none"))
         return y
 
     def probe(self, features: Features, g: Gradient) -> Tensor:
         if not self.act:
             return norm_product(self.norm, features[0], g, self.groups)
-        return product(F.relu(normalised(self.norm, features[0])), g.unshuffled(self.groups))
+        return product(norm_act(self.norm, features[0], "relu"), g.unshuffled(self.groups))
 
 
 class Convolution(Normed):
@@ -191,14 +164,13 @@ class CReLUConvolution(Operator):
         return (self.conv(x),)
 
     def finish(self, *features: Tensor) -> Tensor:
-        z = self.norm(features[0])
-        y: Tensor = self.shuffle(torch.cat((F.relu(z), F.relu(-z)), 1))
+        y: Tensor = self.shuffle(norm_act(self.norm, features[0], "crelu"))
         return y
 
     def probe(self, features: Features, g: Gradient) -> Tensor:
         # max(-z, 0) is max(z, 0) - z: one rectified map is enough.
         both, minus = g.signs(self.mixed)
-        z = normalised(self.norm, features[0])
+        z = norm_act(self.norm, features[0])
         return product(F.relu(z), both) - product(z, minus)
 
 
@@ -224,7 +196,9 @@ class Separable(Normed):
         return self.depthwise if isinstance(self.depthwise, DepthwiseConv2d) else None
 
     def features(self, x: Tensor, first: Tensor | None = None) -> Features:
-        return (self.pointwise(self.depthwise(x) if first is None else first),)
+        if first is not None:
+            return (self.pointwise(first),)
+        return (recomputed(self.depthwise, self.pointwise, x),)
 
 
 class ResidualSeparable(Operator):
@@ -281,7 +255,7 @@ class Fire(Normed):
         self._close()
 
     def features(self, x: Tensor, first: Tensor | None = None) -> Features:
-        narrow = F.relu(normalised(self.squeeze_norm, self.squeeze(x)))
+        narrow = norm_act(self.squeeze_norm, self.squeeze(x), "relu")
         return (torch.cat((self.expand1(narrow), self.expand3(narrow)), 1),)
 
 
@@ -296,7 +270,7 @@ class Multiception(Normed):
 
     def features(self, x: Tensor, first: Tensor | None = None) -> Features:
         assert self.norm1 is not None
-        return (self.pointwise(normalised(self.norm1, self.depthwise(x))),)
+        return (self.pointwise(norm_act(self.norm1, self.depthwise(x))),)
 
 
 class Skip(Operator):

@@ -16,6 +16,7 @@ from lightkernels.compress import gate
 from lightkernels.compress.operators import build_operator, kind_of
 from lightkernels.compress.operators_layers import DepthwiseConv2d
 from lightkernels.compress.operators_modules import Features, Gradient, Operator, product
+from lightkernels.compress.operators_passes import running_as
 from lightkernels.functional import multi_dwconv2d
 
 _LEAST = 0.05
@@ -188,8 +189,9 @@ class Selection(nn.Module):
             return y
         code = self.code()
         if isinstance(branch, Operator):
-            features = branch.features(x)
-            y = branch.finish(*features)
+            with running_as("active"):
+                features = branch.features(x)
+                y = branch.finish(*features)
             if y is x or y._is_view() or any(y is feature for feature in features):
                 y = y.clone()
         else:
@@ -282,7 +284,7 @@ def _unchanged(modules: Sequence[nn.Module], random: bool, x: Tensor) -> Iterato
         norm.track_running_stats = False
     devices = [x.device] if x.is_cuda else []
     try:
-        with torch.random.fork_rng(devices, enabled=random):
+        with torch.random.fork_rng(devices, enabled=random), running_as("neighbour"):
             yield
     finally:
         for norm in norms:

@@ -1,0 +1,143 @@
+"""How an operator runs within the search: the active one with few saved tensors, neighbours without graph.
+
+Outside the search, and wherever a short cut does not apply, an operator runs as any other module does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+Act = Literal["none", "relu", "crelu"]
+
+
+class _Pass(threading.local):
+    kind: Literal["whole", "active", "neighbour"] = "whole"
+
+
+_pass = _Pass()
+
+
+@contextlib.contextmanager
+def running_as(kind: Literal["active", "neighbour"]) -> Iterator[None]:
+    before = _pass.kind
+    _pass.kind = kind
+    try:
+        yield
+    finally:
+        _pass.kind = before
+
+
+def wide(t: Tensor) -> Tensor:
+    return t if t.device.type == "mps" else t.double()
+
+
+def is_quick(norm: nn.Module, z: Tensor) -> bool:
+    return type(norm) is nn.BatchNorm2d and z.dtype.itemsize >= 4
+
+
+def sums(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel, in float64, from one sum of values and one of squares.
+
+    Several times faster than what the norm itself does on the CPU, and short of its accuracy where a channel's mean is
+    many of its deviations: good for a neighbour's scalar product, not for the active operator's output.
+    """
+    count = z.numel() // z.shape[1]
+    mean = wide(z.sum((2, 3))).sum(0) / count
+    square = wide(torch.linalg.vector_norm(z, dim=(2, 3))).square().sum(0) / count
+    return mean, (square - mean.square()).clamp_(min=0)
+
+
+def norm_act(norm: nn.Module, z: Tensor, act: Act = "none") -> Tensor:
+    """The norm and what follows: nothing, ReLU, or the rectified map and the rectified negative, concatenated."""
+    if _pass.kind != "whole" and is_quick(norm, z) and norm.training and z.numel() > z.shape[1]:
+        assert isinstance(norm, nn.BatchNorm2d)
+        if _pass.kind == "neighbour":
+            mean, variance = (t.to(z.dtype) for t in sums(z))
+            return _rectified_(F.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps), act)
+        if z.is_cpu and torch.is_grad_enabled():
+            selected: Tensor = _NormAct.apply(norm, act, z, norm.weight, norm.bias)  # type: ignore[no-untyped-call]
+            return selected
+    y: Tensor = norm(z)
+    if act == "crelu":
+        return torch.cat((F.relu(y), F.relu(-y)), 1)
+    return F.relu(y) if act == "relu" else y
+
+
+def _rectified_(y: Tensor, act: Act) -> Tensor:
+    if act == "none":
+        return y
+    return F.relu_(y) if act == "relu" else torch.cat((F.relu(y), y.neg_().relu_()), 1)
+
+
+class _NormAct(Function):
+    """A norm in training and its activation, of which only the norm's input is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, norm: nn.BatchNorm2d, act: Act, z: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        count = z.numel() // z.shape[1]
+        mean = (z.sum((2, 3)).double().sum(0) / count).to(z.dtype)
+        centred = z - mean[:, None, None]
+        variance = (torch.linalg.vector_norm(centred, dim=(2, 3)).double().square().sum(0) / count).to(z.dtype)
+        _count_in(norm, mean, variance, count)
+        ctx.save_for_backward(z, weight, bias, mean, variance)
+        ctx.act, ctx.eps = act, norm.eps
+        return _rectified_(F.batch_norm(z, mean, variance, weight, bias, False, 0.0, norm.eps), act)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight, bias, mean, variance = ctx.saved_tensors
+        if ctx.act != "none":
+            y = F.batch_norm(z, mean, variance, weight, bias, False, 0.0, ctx.eps)
+            if ctx.act == "relu":
+                g = torch.ops.aten.threshold_backward(g, y, 0)
+            else:
+                plus, minus = g.chunk(2, 1)
+                g = torch.ops.aten.threshold_backward(plus, y, 0)
+                g = g.sub_(torch.ops.aten.threshold_backward(minus, y.neg_(), 0))
+        need = [*ctx.needs_input_grad[2:]]
+        inverse = (variance + ctx.eps).rsqrt()
+        dz, dw, db = torch.ops.aten.native_batch_norm_backward(
+            g, z, weight, None, None, mean, inverse, True, ctx.eps, need
+        )
+        return None, None, dz, dw if need[1] else None, db if need[2] else None
+
+
+def _count_in(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    """The running statistics after one more batch, as the norm itself keeps them."""
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), share)
+
+
+def recomputed(inner: Callable[[Tensor], Tensor], outer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``outer(inner(x))``; in the active pass, backward computes ``inner(x)`` again instead of keeping it."""
+    y = inner(x)
+    if _pass.kind != "active" or not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        return outer(y)
+    key, base = (y.data_ptr(), y.shape), x.detach()
+
+    def pack(t: Tensor) -> Tensor | None:
+        return None if (t.data_ptr(), t.shape) == key else t
+
+    def unpack(t: Tensor | None) -> Tensor:
+        if t is not None:
+            return t
+        with torch.no_grad():
+            return inner(base)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return outer(y)

@@ -304,3 +304,15 @@ def test_second_derivatives_are_refused():
         torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     layer.frozen = True
     torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+
+
+def test_neighbours_may_see_a_part_of_the_batch():
+    torch.manual_seed(0)
+    layer = Selection(TEN, 8, 8, dtype=torch.float64)
+    part, x = copy.deepcopy(layer), torch.randn(6, 8, 5, 5, dtype=torch.float64)
+    layer.share = 1 / 3
+    y = layer(x)
+    g = torch.randn_like(y)
+    y.backward(g)
+    part(x[:2]).backward(g[:2])
+    torch.testing.assert_close(layer.alpha.grad, 3 * part.alpha.grad)

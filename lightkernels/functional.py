@@ -1,6 +1,7 @@
 """The operators as functions."""
 
 from lightkernels.ops.mldn_block import mldn_block
+from lightkernels.ops.mldn_block.op import mldn_block_outputs as mldn_block_outputs
 from lightkernels.ops.multi_dwconv2d import multi_dwconv2d
 from lightkernels.ops.rsdc2d import rsdc2d
 

@@ -44,9 +44,9 @@ PUBLIC = {
         selections""",
     "lightkernels.functional": "mldn_block multi_dwconv2d rsdc2d",
     "lightkernels.models": """Count cifar_resnet condensenet count create_model densenet121_16 dilated_mobilenetv2
-        list_models mobilenetv2 mobilenetv2_16 multiception_net pydmobilenet resnet18_cifar vgg16_cifar""",
+        list_models mldn mobilenetv2 mobilenetv2_16 multiception_net pydmobilenet resnet18_cifar vgg16_cifar""",
     "lightkernels.nn": """CondensedConv2d CondensedReactivation DepthwiseSeparable2d LearnedGroupConv2d
-        MultiDepthwiseConv2d Multiception2d RSDC2d SparseFeatureReactivation condense group_lasso rsdc_rule
+        MLDNBlock MultiDepthwiseConv2d Multiception2d RSDC2d SparseFeatureReactivation condense group_lasso rsdc_rule
         set_condensation_progress""",
 }
 

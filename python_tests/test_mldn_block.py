@@ -10,9 +10,9 @@ from torch import Tensor
 import lightkernels
 from checks.target import Target
 from lightkernels import mldn_block
+from lightkernels._core.pairing import destination
 from lightkernels.ops.mldn_block import OP, cases, reference
-from lightkernels.ops.mldn_block.op import prepare, run
-from lightkernels.ops.mldn_block.spec import destination
+from lightkernels.ops.mldn_block.op import mldn_block_outputs, prepare
 
 DOUBLE = torch.float64
 BACKENDS = [b for b in OP.backends if b in ("cpu", "torch", "reference")]
@@ -98,8 +98,8 @@ def test_statistics_are_those_of_what_is_normalised(name, backend):
     tensors = dict(zip(reference.Inputs._fields, sample.args, strict=False))
     if lightkernels.explain("mldn_block", *sample.args, **sample.kwargs).reasons[backend]:
         pytest.skip("not on this backend")
-    out = run(backend, **tensors, **sample.kwargs)
-    due = run("reference", **tensors, **sample.kwargs)
+    out = mldn_block_outputs(backend, **tensors, **sample.kwargs)
+    due = mldn_block_outputs("reference", **tensors, **sample.kwargs)
     for a, e in zip(out, due, strict=True):
         close(a, e)
     assert not any(t.requires_grad for t in out[1:]) and out.mid.numel() > 0

@@ -173,7 +173,8 @@ def test_paper_rows_are_all_there():
         "CondenseNet, CIFAR-10": 7,
         "CondenseNet, ImageNet": 2,
         "CondenseNetV2, ImageNet": 3,
-        "MLDN, Table 2": 2,
+        "MLDN, Table 2": 17,
+        "MLDN, Table 3": 8,
     }
     shake = next(row for row in PAPER_ROWS if "Shake" in row.row)
     assert shake.call == "create_model('cifar_shakenet26_2x96d_standard', num_classes=10, count_dead=True)"

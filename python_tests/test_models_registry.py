@@ -53,7 +53,7 @@ def test_public_names():
     assert lightkernels.models.create_model is create_model
     assert set(lightkernels.models.__all__) == {
         *("Count", "count", "create_model", "list_models"),
-        *("condensenet", "dilated_mobilenetv2", "mobilenetv2", "multiception_net", "pydmobilenet"),
+        *("condensenet", "dilated_mobilenetv2", "mldn", "mobilenetv2", "multiception_net", "pydmobilenet"),
         *("cifar_resnet", "densenet121_16", "mobilenetv2_16", "resnet18_cifar", "vgg16_cifar"),
     }
     assert set(lightkernels.nn.__all__) >= {"DepthwiseSeparable2d", "MultiDepthwiseConv2d", "Multiception2d", "RSDC2d"}

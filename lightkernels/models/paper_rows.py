@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightkernels.models.condensenet_rows import ROWS as _CONDENSENET
+from lightkernels.models.mldn_rows import rows as _mldn
 
 Size = tuple[int, int, int]
 
@@ -180,6 +181,24 @@ def _rows() -> Iterator[PaperRow]:
         dataset, classes, size = ("ImageNet", 1000, IMAGE) if large else ("CIFAR-10", 10, SMALL)
         yield PaperRow(
             *(paper, row, dataset, model, classes, size, exact, exact_ops, params, ops, convention, given), note=note
+        )
+    for paper, row, model, classes, given, exact, exact_ops, params, ops, note in _mldn():
+        yield PaperRow(
+            *(
+                paper,
+                row,
+                f"CIFAR-{classes}",
+                model,
+                classes,
+                SMALL,
+                exact,
+                exact_ops,
+                params,
+                ops,
+                "condensenet",
+                given,
+            ),
+            note=note,
         )
 
 

@@ -8,6 +8,7 @@ from lightkernels.nn.learned_group import (
     group_lasso,
     set_condensation_progress,
 )
+from lightkernels.nn.mldn import MLDNBlock
 from lightkernels.nn.multi_depthwise import MultiDepthwiseConv2d
 from lightkernels.nn.rsdc import RSDC2d
 from lightkernels.nn.separable import DepthwiseSeparable2d, Multiception2d
@@ -17,6 +18,7 @@ __all__ = [
     "CondensedReactivation",
     "DepthwiseSeparable2d",
     "LearnedGroupConv2d",
+    "MLDNBlock",
     "MultiDepthwiseConv2d",
     "Multiception2d",
     "RSDC2d",

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightkernels._core.pairing import destination
 from lightkernels._core.taps import draw
-from lightkernels.ops.mldn_block.spec import destination
 from lightkernels.testing import Case, Draw, Sample
 
 

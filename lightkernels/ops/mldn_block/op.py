@@ -10,10 +10,11 @@ from torch import Tensor
 
 from lightkernels._core import backends
 from lightkernels._core.fused import FusedOp
+from lightkernels._core.pairing import Pairing
 from lightkernels._core.spec import fail_type, message, require_tensor
 from lightkernels._core.taps import check_form, check_once
 from lightkernels.ops.mldn_block import reference
-from lightkernels.ops.mldn_block.spec import DIFFERENTIABLE, NAME, Inputs, Outputs, Pairing, Spec
+from lightkernels.ops.mldn_block.spec import DIFFERENTIABLE, NAME, Inputs, Outputs, Spec
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 WEIGHTS = ("weight1", "weight3", "bias3", "weight_sfr")
@@ -178,7 +179,7 @@ def mldn_block(
         torch.Size([2, 8, 8, 8])
     """
     given = dict(locals())
-    return run(given.pop("backend"), **given).y
+    return mldn_block_outputs(given.pop("backend"), **given).y
 
 
 def prepare(
@@ -193,7 +194,7 @@ def prepare(
     return t, values(**given, keep=keep)
 
 
-def run(backend: str | None = None, **given: Any) -> Outputs:
+def mldn_block_outputs(backend: str | None = None, **given: Any) -> Outputs:
     """``mldn_block`` by keywords, with its statistics."""
     if backend is not None:
         backends.check_name(backend, NAME)

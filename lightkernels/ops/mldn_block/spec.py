@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightkernels._core.pairing import check_paths, destination
 from lightkernels._core.spec import Layout, TensorMeta, dense_stride, layout_of, require
 from lightkernels._core.taps import check_count
 
 NAME = "mldn_block"
-Pairing = Literal["xor1", "butterfly", "rotate"]
-PAIRINGS = ("xor1", "butterfly", "rotate")
 
 
 class Inputs(NamedTuple):
@@ -109,7 +108,6 @@ class Spec:
         ):
             require(value >= 1, NAME, name, "be at least 1", value)
         require(version in (1, 2), NAME, "version", "be 1 or 2", version)
-        require(pairing in PAIRINGS, NAME, "pairing", f"be one of {', '.join(map(repr, PAIRINGS))}", pairing)
         check_paths(NAME, c, growth, paths, pairing)
         kappa = growth // paths
         mid = bottleneck * kappa
@@ -336,22 +334,3 @@ class Spec:
     def training_bytes(self) -> int:
         """Least traffic of a training step: (4 C_l + 29 k) S a layer, for a bottleneck of 4."""
         return self._traffic(4, 6 * self.bottleneck + 5)
-
-
-def check_paths(op: str, channels: int, growth: int, paths: int, pairing: str) -> None:
-    """The rules that x, growth and paths obey together."""
-    require(paths == 1 or paths % 2 == 0, op, "paths", "be 1 or even", paths, "paths exchange their outputs in pairs.")
-    require(channels % paths == 0, op, "paths", f"divide the {channels} channels of the block's input", paths)
-    require(growth % paths == 0, op, "paths", f"divide growth, {growth}", paths)
-    if pairing == "butterfly":
-        require(paths & (paths - 1) == 0, op, "paths", "be a power of two for the butterfly pairing", paths)
-
-
-def destination(pairing: str, paths: int, layer: int) -> tuple[int, ...]:
-    """The path that receives each path's new channels."""
-    if paths == 1:
-        return (0,)
-    if pairing == "rotate":
-        return tuple((p + 1 + layer % (paths - 1)) % paths for p in range(paths))
-    bit = 1 << layer % (paths.bit_length() - 1) if pairing == "butterfly" else 1
-    return tuple(p ^ bit for p in range(paths))

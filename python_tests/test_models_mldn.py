@@ -1,0 +1,108 @@
+"""MLDN networks: exact counts, rules of divisibility, and a network as a whole."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightkernels.models import count, create_model, mldn
+from lightkernels.nn import MLDNBlock, RSDC2d, set_condensation_progress
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "mldn.json").read_text())
+ROWS = ("MLDN+CDN+ResNet_(2,_4,_8)_(8,_16,_32)_cifar10", "MLDN+RSDC+CDNV2_k=5_L=6_C=G=2_cifar100")
+CONVENTIONS = {
+    "condensenet": ("official_params", "official_ops"),
+    "converted": ("converted_params", "converted_ops"),
+    "train": ("train_params", "dense_macs"),
+    "macs": ("train_params", "condensed_macs"),
+}
+
+
+def network(c):
+    with torch.device("meta"):
+        return mldn(
+            c["stages"],
+            c["growth"],
+            c["paths"],
+            version=2 if c["v2"] else 1,
+            stem="resnet" if c["resnet"] else "conv",
+            conv="rsdc" if c["rsdc"] > 3 else "standard",
+            rsdc_bias=c["rsdc_bias"],
+            groups=c["G1"],
+            condense_factor=c["C"],
+            num_classes=c["classes"],
+        )
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_exact_counts(row):
+    want = GOLDEN[row]
+    model = network(want["config"])
+    for convention, (params, ops) in CONVENTIONS.items():
+        if params in want and ops in want:
+            found = count(model, (3, 32, 32), convention)
+            assert (found.params, found.ops) == (want[params], want[ops]), convention
+    assert model.classifier.in_features == want["final_channels"]
+
+
+SMALL = {"stages": (2, 2), "growth": (8, 16), "paths": (2, 4), "dropout": 0.0}
+
+
+def test_the_parts_are_where_the_paper_has_them():
+    model = mldn(**SMALL, stem="resnet", conv="rsdc", rsdc_bias=True)
+    first, second = (m for m in model.blocks if isinstance(m, MLDNBlock))
+    assert not any(isinstance(m, RSDC2d) for m in first.modules())
+    convs = [m for m in second.modules() if isinstance(m, RSDC2d)]
+    assert len(convs) == 2 * 4 and all(c.kernel_size == (5, 5) and c.bias is not None for c in convs)
+    x = torch.randn(2, 3, 16, 16)
+    stem = model.stem(x)
+    after = model.preprocess(stem)
+    assert torch.equal(after[:, 8:], stem[:, 8:]) and not torch.equal(after[:, :8], stem[:, :8])
+    bare = mldn(**SMALL, stem="resnet", stem_shortcut=False).preprocess
+    bare.load_state_dict(model.preprocess.state_dict())
+    bare.eval(), model.preprocess.eval()
+    torch.testing.assert_close(bare(stem)[:, :8] + stem[:, :8], model.preprocess(stem)[:, :8])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_condensed_networks_compute_the_same(version):
+    model = mldn(**SMALL, version=version, num_classes=5).double()
+    set_condensation_progress(model, 1.0)
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    model(x)
+    model.eval()
+    small = model.condense()
+    torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-10)
+    sizes = [sum(t.numel() * t.element_size() for t in m.state_dict().values()) for m in (small, model)]
+    assert sizes[0] < 0.8 * sizes[1]
+    assert not [name for name in small.state_dict() if name.endswith(("mask", "stage"))]
+    program = torch.export.export(small, (x,))
+    torch.testing.assert_close(program.module()(x), small(x))
+
+
+RULES = [
+    ({"paths": (3, 4)}, "mldn: paths must be 1 or even; got 3."),
+    ({"growth": (12, 16)}, "mldn: groups must divide what a path adds of block 0, growth / paths = 6; got 4."),
+    ({"growth": (8, 20)}, "mldn: groups must divide what a path adds of block 1, growth / paths = 5; got 4."),
+    ({"growth": (8, 18)}, "mldn: paths must divide growth, 18; got 4."),
+    ({"stages": (1, 2)}, "mldn: condense_factor must divide the channels of a path in every layer, 6 in layer 0"),
+    ({"stages": (2,)}, "mldn: growth must have 1 entries, one a block; got (8, 16)."),
+    ({"paths": (2, 6), "growth": (8, 48)}, "mldn: paths must divide the 32 channels of the block's input; got 6."),
+    ({"condense_factor": 3}, "mldn: condense_factor must divide the channels of a path in every layer, 8 in layer 0"),
+    ({"stem": "resnet18"}, "mldn: stem must be one of 'conv', 'resnet'; got 'resnet18'."),
+    ({"version": 3}, "mldn: version must be 1 or 2; got 3."),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), RULES, ids=lambda v: "-".join(v) if isinstance(v, dict) else "")
+def test_every_rule_has_its_error(change, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        mldn(**{**SMALL, **change})
+
+
+def test_registered_networks():
+    with torch.device("meta"):
+        model = create_model("mldnv2_rsdc7_222", num_classes=3, stages=(1, 1, 1))
+    assert model.blocks[2].kernel_size == 7 and model.blocks[2].version == 2 and model.preprocess is not None

@@ -89,9 +89,16 @@ class _Tally:
         self.ops = 0
         self.params: dict[int, int] = {}  # by module: what it states less what it has
         self.open: list[tuple[int, int, dict[int, int]]] = []
-        for module in model.modules():
-            module.register_forward_pre_hook(self.enter)
-            module.register_forward_hook(self.leave)
+        if self.rule.asks or self.rule.extra is not _nothing:
+            self.watch(model)
+
+    def watch(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self.enter)
+        module.register_forward_hook(self.leave)
+        # A block that speaks for all its children runs as it does unwatched: as one operator.
+        if not (self.rule.asks and getattr(module, "states_children", False)):
+            for child in module.children():
+                self.watch(child)
 
     def executed(self) -> int:
         return int(self.counter.get_total_flops()) // 2

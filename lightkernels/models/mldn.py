@@ -146,7 +146,12 @@ def mldn(
     if not isinstance(rsdc_from_block, int) or isinstance(rsdc_from_block, bool):
         fail_type(op, "rsdc_from_block", "be an int", rsdc_from_block)
     require(rsdc_from_block >= 0, op, "rsdc_from_block", "be at least 0", rsdc_from_block)
-    common: dict[str, Any] = {"version": version, "bottleneck": bottleneck, "groups": groups, "condense_factor": condense_factor}
+    common: dict[str, Any] = {
+        "version": version,
+        "bottleneck": bottleneck,
+        "groups": groups,
+        "condense_factor": condense_factor,
+    }
     channels = 2 * rest["growth"][0]
     plans = []
     for i, (length, k, p) in enumerate(zip(layers, rest["growth"], rest["paths"], strict=True)):

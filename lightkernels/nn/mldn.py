@@ -110,6 +110,8 @@ class MLDNBlock(Condensable):
     Source: Park and Chang, Sensors 2021, 21, 7862, Algorithms 1 and 2.
     """
 
+    states_children = True
+
     def __init__(
         self,
         in_channels: int,
@@ -261,6 +263,20 @@ class MLDNBlock(Condensable):
                 elif group:
                     into += row.split([n.num_features for n in group])
         _mldn_pack.update([n for group in norms for n in group], means, variances)
+
+    def stated_count(self, convention: str, x: Tensor, y: Tensor) -> tuple[int, int]:
+        """What its modules count for one image, under a convention of :func:`lightkernels.models.count`."""
+        params = ops = 0
+        pixels = x.shape[2] * x.shape[3]
+        for path in self._every():
+            for child in (path.reduce, path.reactivate):
+                if child is not None:
+                    stated = child.stated_count(convention, x, x)
+                    params, ops = params + stated[0], ops + stated[1]
+            params += sum(p.numel() for m in (path.norm, path.conv) for p in m.parameters())
+            activations = 0 if convention == "macs" else path.norm.num_features
+            ops += (cast(Tensor, path.conv.weight).numel() + activations) * pixels
+        return params, ops
 
     def condense(self) -> nn.Module:
         """A smaller block of equal output in evaluation, without masks: for each group an index table into its path,

@@ -174,7 +174,7 @@ def tests(args: argparse.Namespace, done: set[str]) -> Iterator[Record]:
         paths = [str(ROOT / s) if s.startswith("python_tests") else s for s in selection]
         paths = [s.replace("--ignore=", f"--ignore={ROOT}/") for s in paths]
         command = [sys.executable, "-P", "-m", "pytest", *paths, "-o", "pythonpath=", "-p", "no:cacheprovider", "-rfE"]
-        command += ["--tb=short", *parallel]
+        command += ["--tb=short", "-o", "addopts=-q --strict-markers", *parallel]  # plugins only where there are any
         if args.dry_run:
             print("would run:", *extra, *command)
             continue

@@ -1,13 +1,17 @@
 """Options, seeds, poisoned memory, the generated tests, and the tier that runs by default."""
 
+import os
 import warnings
 import zlib
 
-import pytest
-import torch
+# Test processes share the cores: a team of threads that waits must sleep, not spin. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from checks.target import OPS, generate, targets
-from lightkernels.testing import poisoned
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from checks.target import OPS, generate, targets  # noqa: E402
+from lightkernels.testing import poisoned  # noqa: E402
 
 with warnings.catch_warnings():
     # torch loads this at the first forward-mode call, and warns of its own use of torch.jit.script.
@@ -74,20 +78,20 @@ def poison():
         yield
 
 
-CAUGHT = []
-
-
 @pytest.fixture
-def caught(request):
+def caught(record_property):
     """Where a test of a planted bug says which kinds of check saw it."""
     kinds = []
     yield kinds
     if kinds:
-        CAUGHT.append((request.node.name.partition("[")[2].rstrip("]"), kinds))
+        record_property("caught", kinds)
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if CAUGHT and config.option.verbose >= 0:
+    # Reports come from several processes; what a test recorded after its call is in that of its teardown.
+    reports = [r for group in terminalreporter.stats.values() for r in group if hasattr(r, "user_properties")]
+    caught = {r.nodeid: kinds for r in reports for name, kinds in r.user_properties if name == "caught"}
+    if caught and config.option.verbose >= 0:
         terminalreporter.section("planted bugs and what saw them")
-        for bug, kinds in CAUGHT:
-            terminalreporter.write_line(f"{bug}: {', '.join(kinds)}")
+        for node, kinds in sorted(caught.items()):
+            terminalreporter.write_line(f"{node.partition('[')[2].rstrip(']')}: {', '.join(kinds)}")

@@ -7,11 +7,11 @@ import zlib
 # Test processes share the cores: a team of threads that waits must sleep, not spin. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from checks.target import OPS, generate, targets  # noqa: E402
-from lightkernels.testing import poisoned  # noqa: E402
+from checks.target import OPS, generate, targets
+from lightkernels.testing import poisoned
 
 with warnings.catch_warnings():
     # torch loads this at the first forward-mode call, and warns of its own use of torch.jit.script.

@@ -1,0 +1,82 @@
+// Addresses come in as integers (Tensor.data_ptr()); shapes and dtypes were checked in Python.
+#include <pybind11/stl.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bindings/registry.h"
+#include "condensed_conv2d/params.h"
+
+namespace py = pybind11;
+using Address = std::uintptr_t;
+
+namespace lk::condensed_conv2d {
+
+extern const Table table_baseline;
+#ifdef LK_HAVE_avx2
+extern const Table table_avx2;
+#endif
+#ifdef LK_HAVE_avx512
+extern const Table table_avx512;
+#endif
+
+namespace {
+
+const Table& table() {
+  static const Tables<Table> tables = {{
+      &table_baseline,
+#ifdef LK_HAVE_avx2
+      &table_avx2,
+#else
+      nullptr,
+#endif
+#ifdef LK_HAVE_avx512
+      &table_avx512,
+#else
+      nullptr,
+#endif
+  }};
+  return *tables.get();
+}
+
+void* at(Address a) { return reinterpret_cast<void*>(a); }
+
+// Made once a shape and kept by the Python side.
+struct Plan {
+  Params p{};
+
+  // n c pixels co groups picked, strides of x: image pixel channel, layout dtype activation
+  explicit Plan(const std::vector<i64>& v) {
+    if (v.size() != 12) throw std::invalid_argument("Plan: wrong number of values");
+    i64 i = 0;
+    for (i64* to : {&p.n, &p.c, &p.pixels, &p.co, &p.groups, &p.picked, &p.image, &p.pixel, &p.channel}) *to = v[i++];
+    p.layout = static_cast<Layout>(v[9]);
+    p.dtype = static_cast<DType>(v[10]);
+    p.act = static_cast<Act>(v[11]);
+  }
+
+  void fwd(Address x, Address w, Address scale, Address shift, Address index, Address y, int threads) const {
+    Params q = p;
+    q.index = static_cast<const i64*>(at(index));
+    q.threads = threads;
+    const int error = table().fwd(q, at(x), at(w), at(scale), at(shift), at(y));
+    if (error == out_of_memory) throw std::bad_alloc();
+    if (error == bad_index)
+      throw std::out_of_range("condensed_conv2d: index must be from 0 to " + std::to_string(p.c - 1) +
+                              ", the channels of x");
+    if (error) throw std::runtime_error("condensed_conv2d: native kernel refused the call; please report this");
+  }
+};
+
+void bind(py::module_& m) {
+  py::class_<Plan>(m, "CondensedConv2dPlan")
+      .def(py::init<const std::vector<i64>&>())
+      .def("fwd", &Plan::fwd, py::call_guard<py::gil_scoped_release>());
+}
+
+const bindings::Registrar registrar(bind);
+
+}  // namespace
+}  // namespace lk::condensed_conv2d

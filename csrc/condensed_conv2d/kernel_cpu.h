@@ -1,0 +1,56 @@
+// What both layouts share: sizes of tiles, the activation, memory.
+#pragma once
+#include "condensed_conv2d/params.h"
+#include "lk/vec.h"
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#define LK_CAT2(a, b) a##b
+#define LK_CAT(a, b) LK_CAT2(a, b)
+
+namespace {
+namespace condensed {
+
+using namespace lk;
+using namespace lk::condensed_conv2d;
+
+constexpr i64 kGrain = 32768;  // multiply-adds below which no team of threads is opened
+
+inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+inline i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
+
+inline int team(const Params& p, i64 items) {
+  if (p.threads <= 1 || items <= 1 || p.n * p.pixels * p.co * p.picked <= kGrain) return 1;
+  return static_cast<int>(smaller(p.threads, items));
+}
+
+inline int member() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+template <class A>
+LK_INLINE Vec<A> activate(Vec<A> z, Act act) {
+  // Written so that a NaN stays one.
+  const Vec<A> zero = {};
+  if (act == Act::relu) return z < zero ? zero : z;
+  const Vec<A> three = splat<A>(3), six = splat<A>(6);
+  Vec<A> t = z + three;
+  t = t < zero ? zero : t;
+  t = t > six ? six : t;
+  return z * t / six;
+}
+
+// Rounded to whole cache lines, so that threads do not share one.
+template <class A>
+i64 padded(i64 count) {
+  constexpr i64 line = 64 / static_cast<i64>(sizeof(A));
+  return ceil_div(count, line) * line;
+}
+
+}  // namespace condensed
+}  // namespace

@@ -1,0 +1,136 @@
+// NCHW: pixels in the vector. A group's picked maps are scaled and activated into a panel of a few vectors of pixels,
+// from which blocks of the group's outputs are summed up in registers and stored where the shuffle puts them.
+#pragma once
+#include "condensed_conv2d/kernel_cpu.h"
+
+namespace {
+namespace condensed {
+
+#if defined(__AVX512F__)
+constexpr int kRows = 8, kVectors = 2;
+#else
+constexpr int kRows = 4, kVectors = 3;
+#endif
+constexpr i64 kTile = 64;  // pixels of a panel
+
+// out[r * step + pixel]: R outputs of V vectors of pixels; the last vector has `last` of them. Panel [K][V], w [K][R].
+template <class T, int R, int V>
+void rows(i64 picked, const Acc<T>* panel, const Acc<T>* w, T* out, i64 step, int last) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[R][V] = {};
+  for (i64 k = 0; k < picked; ++k, panel += V * L, w += R) {
+    Vec<A> a[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      a[v] = vload(panel + v * L);
+      LK_KEEP(a[v]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> b = splat<A>(w[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] = vfma(a[v], b, sum[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r, out += step) {
+#pragma GCC unroll 4
+    for (int v = 0; v + 1 < V; ++v) vstore(out + v * L, sum[r][v]);
+    if (last == L)
+      vstore(out + (V - 1) * L, sum[r][V - 1]);
+    else
+      vstore(out + (V - 1) * L, sum[r][V - 1], last);
+  }
+}
+
+// All outputs of a group over V vectors of pixels, in blocks of kRows, then halves of that.
+template <class T, int R, int V>
+void blocks(i64 left, i64 picked, const Acc<T>* panel, const Acc<T>* w, T* out, i64 step, int last) {
+  for (; left >= R; left -= R, w += R * picked, out += R * step) rows<T, R, V>(picked, panel, w, out, step, last);
+  if constexpr (R > 1) {
+    if (left) blocks<T, R / 2, V>(left, picked, panel, w, out, step, last);
+  }
+}
+
+template <class T, int V>
+void panel(const Params& p, const T* x, const i64* index, const Acc<T>* scale, const Acc<T>* shift, int last,
+           Acc<T>* to) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<A>;
+  for (i64 k = 0; k < p.picked; ++k, to += V * L) {
+    const T* from = x + index[k] * p.channel;
+    const Vec<A> s = splat<A>(scale[k]), b = splat<A>(shift[k]);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const Vec<A> one = v + 1 < V || last == L ? vload(from + v * L) : vload(from + v * L, last);
+      vstore(to + v * L, activate<A>(vfma(one, s, b), p.act));
+    }
+  }
+}
+
+template <class T, int V>
+void tile(const Params& p, i64 g, const T* x, const Acc<T>* w, const Acc<T>* scale, const Acc<T>* shift, T* y, int last,
+          Acc<T>* room) {
+  panel<T, V>(p, x, p.index + g * p.picked, scale + g * p.picked, shift + g * p.picked, last, room);
+  const i64 each = p.co / p.groups;
+  blocks<T, kRows, V>(each, p.picked, room, w + g * each * p.picked, y + g * p.pixels, p.groups * p.pixels, last);
+}
+
+// The rows of a group side by side in the order of their blocks: [groups][block][K][rows of the block].
+template <class T>
+void pack_rows(const Params& p, const T* w, Acc<T>* to) {
+  const i64 each = p.co / p.groups;
+  for (i64 g = 0; g < p.groups; ++g) {
+    i64 j = 0;
+    for (i64 r = kRows; r >= 1; r /= 2)
+      for (; each - j >= r; j += r)
+        for (i64 k = 0; k < p.picked; ++k)
+          for (i64 i = 0; i < r; ++i) *to++ = to_acc(w[((j + i) * p.groups + g) * p.picked + k]);
+  }
+}
+
+template <class T>
+int nchw_fwd(const Params& p, const T* x, const T* w, const Acc<T>* scale, const Acc<T>* shift, T* y) {
+  using A = Acc<T>;
+  constexpr i64 L = kLanes<A>;
+  const i64 tiles = ceil_div(p.pixels, kTile), items = p.n * tiles * p.groups;
+  const int threads = team(p, items);
+  const i64 weights = padded<A>(p.co * p.picked), room = padded<A>(p.picked * kVectors * L);
+  A* const memory = static_cast<A*>(scratch(sizeof(A) * static_cast<std::size_t>(weights + threads * room)));
+  if (!memory) return out_of_memory;
+  pack_rows<T>(p, w, memory);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (i64 item = 0; item < items; ++item) {
+    const i64 g = item % p.groups, at = item / p.groups % tiles, n = item / p.groups / tiles;
+    const i64 first = at * kTile, end = smaller(p.pixels, first + kTile);
+    const T* const image = x + n * p.image;
+    T* const out = y + n * p.co * p.pixels;
+    A* const own = memory + weights + member() * room;
+    i64 left = ceil_div(end - first, L);  // vectors, in parts as equal as can be
+    i64 pixel = first;
+    for (i64 parts = ceil_div(left, kVectors); parts > 0; --parts) {
+      const i64 v = ceil_div(left, parts);
+      const int last = static_cast<int>(smaller(L, end - pixel - (v - 1) * L));
+      switch (v) {
+        case 1:
+          tile<T, 1>(p, g, image + pixel, memory, scale, shift, out + pixel, last, own);
+          break;
+        case 2:
+          tile<T, 2>(p, g, image + pixel, memory, scale, shift, out + pixel, last, own);
+          break;
+#if !defined(__AVX512F__)
+        case 3:
+          tile<T, 3>(p, g, image + pixel, memory, scale, shift, out + pixel, last, own);
+          break;
+#endif
+      }
+      left -= v;
+      pixel += v * L;
+    }
+  }
+  return ok;
+}
+
+}  // namespace condensed
+}  // namespace

@@ -1,0 +1,88 @@
+"""The native CPU kernel: addresses and sizes go to lightkernels._C. The backward is that of PyTorch's operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightkernels._core import native
+from lightkernels.ops.condensed_conv2d.composite import bwd as bwd
+from lightkernels.ops.condensed_conv2d.spec import ACTIVATIONS, Inputs, Outputs, Spec
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_threads = torch.get_num_threads
+_empty = torch.empty_strided
+
+
+def why_not(spec: Spec) -> str | None:
+    if spec.device != "cpu":
+        return f"the tensors are on {spec.device}, not on the CPU"
+    module, reason = native.load("_C")
+    if module is None:
+        return reason
+    if not hasattr(module, "CondensedConv2dPlan"):
+        return "the native module lightkernels._C was built without it. Hint: pip install . builds it"
+    if spec.dtype not in _DTYPES:
+        return f"dtype {spec.dtype} is not supported"
+    return None
+
+
+def config_text(spec: Spec) -> str:
+    return "forward in one pass; backward by PyTorch's operators"
+
+
+def readable(spec: Spec, stride: tuple[int, ...]) -> bool:
+    """Whether the kernel can read such a tensor in place: maps (nchw) or rows of pixels (nhwc) without gaps."""
+    sn, sc, sh, sw = stride
+    if min(stride) < 0:
+        return False
+    if spec.layout == "nchw":
+        return (sw == 1 or spec.w == 1) and (sh == spec.w or spec.h == 1)
+    return (sc == 1 or spec.c == 1) and (sh == spec.w * sw or spec.h == 1)
+
+
+def copies(spec: Spec) -> str | None:
+    """What is copied before the kernel runs, for ``explain``."""
+    if not readable(spec, spec.x_stride):
+        return f"x is copied: its strides {spec.x_stride} leave gaps within a map"
+    return None
+
+
+def _plan(spec: Spec, stride: tuple[int, ...]) -> Any:
+    plan = spec.cache.get(stride)
+    if plan is None:
+        module, reason = native.load("_C")
+        if module is None:
+            raise RuntimeError(reason)
+        nhwc = spec.layout == "nhwc"
+        sizes = [spec.n, spec.c, spec.h * spec.w, spec.c_out, spec.groups, spec.picked, stride[0]]
+        # From one pixel to the next, and from one channel to the next.
+        pixel = (stride[3] if spec.w > 1 else stride[2]) if nhwc else 1
+        sizes += [pixel, 1 if nhwc else stride[1]]
+        sizes += [int(nhwc), _DTYPES[spec.dtype], ACTIVATIONS.index(spec.activation)]
+        plan = spec.cache[stride] = module.CondensedConv2dPlan(sizes)
+    return plan
+
+
+def infer(spec: Spec, t: Inputs) -> Tensor:
+    x, weight, scale, shift, index = (one if i == 0 else one.contiguous() for i, one in enumerate(t))
+    if not readable(spec, x.stride()):
+        x = x.new_empty_strided(spec.x_shape, spec.dense_x_stride).copy_(x)
+    y = _empty(spec.y_shape, spec.y_stride, dtype=spec.dtype, device="cpu")
+    if not spec.empty:
+        _plan(spec, x.stride()).fwd(
+            x.data_ptr(),
+            weight.data_ptr(),
+            scale.data_ptr(),
+            shift.data_ptr(),
+            index.data_ptr(),
+            y.data_ptr(),
+            _threads(),
+        )
+    return y
+
+
+def fwd(spec: Spec, t: Inputs) -> Outputs:
+    return Outputs(infer(spec, t))

@@ -1,0 +1,103 @@
+"""The condensed form of a learned group convolution: contract and public function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightkernels._core import backends
+from lightkernels._core.fused import FusedOp
+from lightkernels._core.spec import fail_type, message, require_tensor
+from lightkernels.ops.condensed_conv2d import reference
+from lightkernels.ops.condensed_conv2d.spec import DIFFERENTIABLE, NAME, Inputs, Outputs, Spec
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+OP = FusedOp(
+    name=NAME,
+    package=__package__,
+    inputs=Inputs,
+    outputs=Outputs,
+    differentiable=DIFFERENTIABLE,
+    arguments="str activation",
+    spec=Spec,
+    definition=reference.run,
+    restore=lambda spec, y: y,
+)
+
+
+def condensed_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    activation: str = "relu",
+    backend: str | None = None,
+) -> Tensor:
+    r"""Pick channels, scale and shift them, activation, grouped 1x1 convolution, channel shuffle; in one pass.
+
+    With g = o mod G, the group of output o,
+
+    .. math:: y[n,o,i,j] = \sum_k w[o,k]\; \mathrm{relu}(s[g,k]\, x[n, q[g,k], i, j] + b[g,k])
+
+    Equivalent to::
+
+        F.channel_shuffle(F.conv2d(F.relu(x[:, index.flatten()] * scale[:, None, None] + shift[:, None, None]),
+            weight.unflatten(0, (-1, len(index))).transpose(0, 1).flatten(0, 1)[:, :, None, None],
+            groups=len(index)), len(index))
+
+    Args:
+        x: [N, C, H, W], float32, float64, bfloat16 or float16; NCHW or channels_last, kept in the output. Batch and
+            channel slices are read in place.
+        weight: [C_out, K], of x's dtype; row o belongs to group o mod G, so the shuffle is no operation.
+        index: int64 [G, K], the channels q of x that each group reads; the same ones may come more than once.
+        scale, shift: [G K], of any floating type: a BatchNorm in evaluation, or any affine map of the picked channels.
+        activation: ``"relu"`` or ``"hardswish"``.
+        backend: a name of :func:`lightkernels.use_backend`; by default the context's, else the fastest.
+
+    Returns:
+        [N, C_out, H, W] in x's dtype and layout. 16-bit types are computed in float32 and rounded once.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype. ValueError: a shape or value that does not fit.
+        IndexError: on the CPU, an index that is no channel of x. BackendUnavailable: the backend asked for cannot run
+        this call.
+
+    Differentiable in x, weight, scale and shift; second derivatives are those of the definition.
+
+    Source: Huang et al., CondenseNet, Section 3 (learned group convolution at test time).
+
+    Example:
+        >>> x, weight, index = torch.randn(2, 16, 5, 5), torch.randn(8, 4), torch.randint(16, (2, 4))
+        >>> condensed_conv2d(x, weight, index, torch.ones(8), torch.zeros(8)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+    if backend is not None:
+        backends.check_name(backend, NAME)
+    given = {"x": x, "weight": weight, "scale": scale, "shift": shift, "index": index}
+    for name, t in given.items():
+        require_tensor(NAME, name, t)
+        if t.device != x.device:
+            raise ValueError(message(NAME, name, f"be on x's device {x.device}", t))
+    if x.dtype not in DTYPES:
+        fail_type(NAME, "x", "be float32, float64, bfloat16 or float16", x)
+    if x.layout is not torch.strided:
+        fail_type(NAME, "x", "be a dense tensor", str(x.layout), "x.to_dense() makes one.")
+    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        fail_type(NAME, "weight", f"have x's dtype {str(x.dtype).removeprefix('torch.')}", weight)
+    if index.dtype is not torch.int64:
+        fail_type(NAME, "index", "be int64", index)
+    for name in ("scale", "shift"):
+        if not given[name].is_floating_point():
+            fail_type(NAME, name, "be of a floating dtype", given[name])
+    if not isinstance(activation, str):
+        fail_type(NAME, "activation", "be a string", activation)
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type) and dtype is not torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+    acc = torch.float64 if dtype is torch.float64 else torch.float32
+    inputs = Inputs(x.to(dtype), weight.to(dtype), scale.to(acc), shift.to(acc), index)
+    y: Tensor = OP(inputs, (activation,), backend).y
+    return y

@@ -7,12 +7,13 @@ from lightkernels import functional, models, nn, ops
 from lightkernels._core.backends import BackendUnavailable, exact_nonfinite, use_backend
 from lightkernels._core.explain import explain
 from lightkernels._version import __version__
-from lightkernels.functional import mldn_block, multi_dwconv2d, rsdc2d
+from lightkernels.functional import condensed_conv2d, mldn_block, multi_dwconv2d, rsdc2d
 from lightkernels.nn.convert import convert
 
 __all__ = [
     "BackendUnavailable",
     "__version__",
+    "condensed_conv2d",
     "convert",
     "exact_nonfinite",
     "explain",

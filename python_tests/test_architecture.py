@@ -36,13 +36,13 @@ BELOW = {
 UPWARD = {("_core/explain.py", "ops", "lazy")}
 
 PUBLIC = {
-    "lightkernels": """BackendUnavailable __version__ convert exact_nonfinite explain functional mldn_block
-        models multi_dwconv2d nn ops rsdc2d use_backend""",
+    "lightkernels": """BackendUnavailable __version__ condensed_conv2d convert exact_nonfinite explain functional
+        mldn_block models multi_dwconv2d nn ops rsdc2d use_backend""",
     "lightkernels.compress": """Architecture ArchitectureError CheckpointError Cost Plan Recipe Result Searcher
         Selection Settings Target accuracy build_operator compress cost derive finetune list_operators load
         measure_latencies plain plan preset random_architectures recalibrate reconstruct register_operator save search
         selections""",
-    "lightkernels.functional": "mldn_block multi_dwconv2d rsdc2d",
+    "lightkernels.functional": "condensed_conv2d mldn_block multi_dwconv2d rsdc2d",
     "lightkernels.models": """Count cifar_resnet condensenet count create_model densenet121_16 dilated_mobilenetv2
         list_models mldn mobilenetv2 mobilenetv2_16 multiception_net pydmobilenet resnet18_cifar vgg16_cifar""",
     "lightkernels.nn": """CondensedConv2d CondensedReactivation DepthwiseSeparable2d LearnedGroupConv2d

@@ -287,7 +287,8 @@ def test_explanation_of_a_call_that_cannot_run():
 
 def test_explain_knows_its_operators():
     with pytest.raises(
-        ValueError, match=r"^explain: op must be one of mldn_block, multi_dwconv2d, rsdc2d; got 'conv'$"
+        ValueError,
+        match=r"^explain: op must be one of condensed_conv2d, mldn_block, multi_dwconv2d, rsdc2d; got 'conv'$",
     ):
         explain("conv", X)
 

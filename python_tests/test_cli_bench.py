@@ -92,4 +92,7 @@ def test_a_wrong_kernel_is_not_timed(
 
 def test_unknown_operator(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "conv3d"]) == 1
-    assert "no operator is called 'conv3d'; there are mldn_block, multi_dwconv2d" in capsys.readouterr().out
+    assert (
+        "no operator is called 'conv3d'; there are condensed_conv2d, mldn_block, multi_dwconv2d"
+        in capsys.readouterr().out
+    )

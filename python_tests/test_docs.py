@@ -43,7 +43,17 @@ def a_small_block():
     return {"x": torch.randn(2, 4, 6, 5), **weights, **norms, **values}
 
 
-ARGUMENTS = {"mldn_block": a_small_block, "multi_dwconv2d": two_branches, "rsdc2d": a_set_a_group}
+def two_groups():
+    tensors = {"x": torch.randn(2, 8, 5, 4), "weight": torch.randn(6, 3), "index": torch.randint(8, (2, 3))}
+    return {**tensors, "scale": torch.randn(6), "shift": torch.randn(6)}
+
+
+ARGUMENTS = {
+    "condensed_conv2d": two_groups,
+    "mldn_block": a_small_block,
+    "multi_dwconv2d": two_branches,
+    "rsdc2d": a_set_a_group,
+}
 
 
 @pytest.mark.parametrize("name", functional.__all__)

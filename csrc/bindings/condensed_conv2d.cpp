@@ -57,23 +57,32 @@ struct Plan {
     p.act = static_cast<Act>(v[11]);
   }
 
-  void fwd(Address x, Address w, Address scale, Address shift, Address index, Address y, int threads) const {
+  using Kernel = int (*)(const Params&, const void*, const void*, const void*, const void*, void*);
+  void run(Kernel kernel, Address a, Address b, Address scale, Address shift, Address index, Address to,
+           int threads) const {
     Params q = p;
     q.index = static_cast<const i64*>(at(index));
     q.threads = threads;
-    const int error = table().fwd(q, at(x), at(w), at(scale), at(shift), at(y));
+    const int error = kernel(q, at(a), at(b), at(scale), at(shift), at(to));
     if (error == out_of_memory) throw std::bad_alloc();
     if (error == bad_index)
       throw std::out_of_range("condensed_conv2d: index must be from 0 to " + std::to_string(p.c - 1) +
                               ", the channels of x");
     if (error) throw std::runtime_error("condensed_conv2d: native kernel refused the call; please report this");
   }
+  void fwd(Address x, Address w, Address scale, Address shift, Address index, Address y, int threads) const {
+    run(table().fwd, x, w, scale, shift, index, y, threads);
+  }
+  void bwd_w(Address g, Address x, Address scale, Address shift, Address index, Address gw, int threads) const {
+    run(table().bwd_w, g, x, scale, shift, index, gw, threads);
+  }
 };
 
 void bind(py::module_& m) {
   py::class_<Plan>(m, "CondensedConv2dPlan")
       .def(py::init<const std::vector<i64>&>())
-      .def("fwd", &Plan::fwd, py::call_guard<py::gil_scoped_release>());
+      .def("fwd", &Plan::fwd, py::call_guard<py::gil_scoped_release>())
+      .def("bwd_w", &Plan::bwd_w, py::call_guard<py::gil_scoped_release>());
 }
 
 const bindings::Registrar registrar(bind);

@@ -1,4 +1,5 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
+#include "condensed_conv2d/grad.h"
 #include "condensed_conv2d/nchw.h"
 #include "condensed_conv2d/nhwc.h"
 
@@ -6,32 +7,50 @@ namespace {
 
 using namespace condensed;
 
-template <class T>
-int fwd_as(const Params& p, const void* x, const void* w, const void* scale, const void* shift, void* y) {
+inline bool inside(const Params& p) {
   for (i64 i = 0; i < p.groups * p.picked; ++i)
-    if (p.index[i] < 0 || p.index[i] >= p.c) return bad_index;
-  const auto run = p.layout == Layout::nchw ? nchw_fwd<T> : nhwc_fwd<T>;
-  return run(p, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const Acc<T>*>(scale),
-             static_cast<const Acc<T>*>(shift), static_cast<T*>(y));
+    if (p.index[i] < 0 || p.index[i] >= p.c) return false;
+  return true;
 }
 
-int fwd(const Params& p, const void* x, const void* w, const void* scale, const void* shift, void* y) {
-  switch (p.dtype) {
-    case DType::f32:
-      return fwd_as<float>(p, x, w, scale, shift, y);
-    case DType::f64:
-      return fwd_as<double>(p, x, w, scale, shift, y);
-    case DType::bf16:
-      return fwd_as<bf16>(p, x, w, scale, shift, y);
-    case DType::f16:
-      return fwd_as<f16>(p, x, w, scale, shift, y);
+template <class T>
+struct Run {
+  using A = Acc<T>;
+  using Fn = int (*)(const Params&, const T*, const T*, const A*, const A*, T*);
+  static int call(Fn fn, const Params& p, const void* a, const void* b, const void* scale, const void* shift,
+                  void* to) {
+    return fn(p, static_cast<const T*>(a), static_cast<const T*>(b), static_cast<const A*>(scale),
+              static_cast<const A*>(shift), static_cast<T*>(to));
   }
-  return unsupported;
-}
+  static int fwd(const Params& p, const void* x, const void* w, const void* scale, const void* shift, void* y) {
+    return call(p.layout == Layout::nchw ? nchw_fwd<T> : nhwc_fwd<T>, p, x, w, scale, shift, y);
+  }
+  static int bwd_w(const Params& p, const void* g, const void* x, const void* scale, const void* shift, void* gw) {
+    return p.layout == Layout::nchw ? call(nchw_bwd_w<T>, p, g, x, scale, shift, gw) : unsupported;
+  }
+};
+
+#define LK_BY_DTYPE(NAME)                                                                                   \
+  int NAME(const Params& p, const void* a, const void* b, const void* scale, const void* shift, void* to) { \
+    if (!inside(p)) return bad_index;                                                                       \
+    switch (p.dtype) {                                                                                      \
+      case DType::f32:                                                                                      \
+        return Run<float>::NAME(p, a, b, scale, shift, to);                                                 \
+      case DType::f64:                                                                                      \
+        return Run<double>::NAME(p, a, b, scale, shift, to);                                                \
+      case DType::bf16:                                                                                     \
+        return Run<bf16>::NAME(p, a, b, scale, shift, to);                                                  \
+      case DType::f16:                                                                                      \
+        return Run<f16>::NAME(p, a, b, scale, shift, to);                                                   \
+    }                                                                                                       \
+    return unsupported;                                                                                     \
+  }
+LK_BY_DTYPE(fwd)
+LK_BY_DTYPE(bwd_w)
 
 }  // namespace
 
 namespace lk::condensed_conv2d {
 extern const Table LK_CAT(table_, LK_ISA);
-const Table LK_CAT(table_, LK_ISA) = {fwd};
+const Table LK_CAT(table_, LK_ISA) = {fwd, bwd_w};
 }  // namespace lk::condensed_conv2d

@@ -22,6 +22,8 @@ struct Params {
 
 struct Table {
   int (*fwd)(const Params&, const void* x, const void* weight, const void* scale, const void* shift, void* y);
+  // NCHW alone; g is dense.
+  int (*bwd_w)(const Params&, const void* g, const void* x, const void* scale, const void* shift, void* gw);
 };
 
 }  // namespace lk::condensed_conv2d

@@ -128,7 +128,7 @@ class FusedOp:
     def _through_op(self, t: Any, values: tuple[Any, ...], backend: str | None) -> Any:
         if _functorch() or forward_ad._current_level >= 0:
             return self.definition(self.spec_of(t, values), t)
-        return self.outputs(*self.ops[""](*t, *values, backend=backend))
+        return self.outputs(*_several(self.ops[""](*t, *values, backend=backend)))
 
     # Behind the op: validation and choice, then the backend.
 
@@ -165,16 +165,14 @@ class FusedOp:
             return self.outputs(y, *(y.new_empty(s, dtype=d) for s, d in plan.spec.kept()))
         return plan.fwd(plan.spec, t)
 
-    def _run_fwd(self, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]:
+    def _run_fwd(self, *args: Any, backend: str | None = None) -> Any:
         t, values = self._split(args)
-        return tuple(self._run(self._plan_of(t, values, backend), t))
+        return _bare(self._run(self._plan_of(t, values, backend), t))
 
-    def _fake_fwd(self, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]:
+    def _fake_fwd(self, *args: Any, backend: str | None = None) -> Any:
         spec, x = self.called(args), args[0]
-        return (
-            x.new_empty_strided(spec.y_shape, spec.y_stride),
-            *(x.new_empty(shape, dtype=dtype) for shape, dtype in spec.kept()),
-        )
+        rest = (x.new_empty(shape, dtype=dtype) for shape, dtype in spec.kept())
+        return _bare((x.new_empty_strided(spec.y_shape, spec.y_stride), *rest))
 
     # The backward. Its dispatcher op has what the forward kept; values follow the input's shape and layout.
 
@@ -231,7 +229,7 @@ class FusedOp:
         t, ctx.values = self._split(inputs)
         ctx.plan_spec, ctx.backend = self.spec_of(t, ctx.values), keyword_only_inputs["backend"]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*self.kept(ctx.plan_spec, t), *output)
+        ctx.save_for_backward(*self.kept(ctx.plan_spec, t), *_several(output))
 
     def _backward_fwd(self, ctx: Any, g: Tensor | None, *_: Any) -> Grads:
         nothing: Grads = (None,) * (len(self.inputs._fields) + len(ctx.values))
@@ -285,9 +283,9 @@ class FusedOp:
         """The ops as aten calls, for ``ExportedProgram.run_decompositions`` (add them to its table)."""
         return {self.ops[""]: self._aten_fwd, self.ops["_bwd"]: self._aten_bwd}
 
-    def _aten_fwd(self, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]:
+    def _aten_fwd(self, *args: Any, backend: str | None = None) -> Any:
         t, values = self._split(args)
-        return tuple(self.backends["reference"].function("fwd")(self.spec_of(t, values), t))
+        return _bare(self.backends["reference"].function("fwd")(self.spec_of(t, values), t))
 
     def _aten_bwd(self, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]:
         g, t, out, spec, _ = self._split_bwd(args)
@@ -320,6 +318,16 @@ def recording() -> Iterator[None]:
         for key in _AUTOGRAD_KEYS:
             torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
         yield
+
+
+def _bare(out: Sequence[Tensor]) -> Any:
+    """What a dispatcher op returns: a single result by itself."""
+    return out[0] if len(out) == 1 else tuple(out)
+
+
+def _several(out: Any) -> Sequence[Tensor]:
+    """The inverse of ``_bare``."""
+    return (out,) if isinstance(out, Tensor) else out
 
 
 def _alias(t: Tensor) -> Tensor:

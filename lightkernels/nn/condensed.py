@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightkernels._core.spec import fail_type, require
+from lightkernels.functional import condensed_conv2d
 from lightkernels.nn import _arguments
 
 Act = Literal["relu", "hardswish"]
@@ -56,12 +57,27 @@ def picked_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
     return made
 
 
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a norm by its running statistics, in float32 at least."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None
+    wide = torch.promote_types(var.dtype, torch.float32)
+    scale = (var.to(wide) + norm.eps).rsqrt()
+    if not norm.affine:
+        return scale, -mean * scale
+    scale = scale * norm.weight
+    return scale, norm.bias - mean * scale
+
+
 class CondensedConv2d(nn.Module):
     """Pick channels, BatchNorm, activation, grouped 1x1 convolution, channel shuffle: a learned group convolution
     after its last pruning stage.
 
     Shapes: input ``[N, in_channels, H, W]``, output ``[N, out_channels, H, W]``. Output o belongs to group
     ``o % groups``, so the shuffle is no operation.
+
+    With fixed statistics (evaluation, or a norm in evaluation mode) it is one call of
+    :func:`lightkernels.condensed_conv2d`; with statistics of the batch, or dropout, PyTorch's operators run.
 
     Child: ``norm``, a BatchNorm of the ``groups * kept`` picked channels. Parameter: ``weight`` ``[out_channels,
     kept]``. Buffer: ``index`` int64 ``[groups, kept]``, the channels that each group reads.
@@ -106,7 +122,12 @@ class CondensedConv2d(nn.Module):
         nn.init.normal_(self.weight, std=(2 / out_channels) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = ACTIVATIONS[self.activation](self.norm(x.index_select(1, self.index.flatten())))
+        norm = self.norm
+        fixed = type(norm) is nn.BatchNorm2d and not norm.training and norm.running_var is not None
+        if fixed and not (self.dropout and self.training):
+            scale, shift = _affine(norm)
+            return condensed_conv2d(x, self.weight, self.index, scale, shift, activation=self.activation)
+        x = ACTIVATIONS[self.activation](norm(x.index_select(1, self.index.flatten())))
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         groups, kept = self.index.shape

@@ -1,4 +1,5 @@
-"""The native CPU kernel: addresses and sizes go to lightkernels._C. The backward is that of PyTorch's operators."""
+"""The native CPU kernels: addresses and sizes go to lightkernels._C. The gradient of x, and with it those of scale and
+shift, is that of PyTorch's operators."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightkernels._core import native
-from lightkernels.ops.condensed_conv2d.composite import bwd as bwd
+from lightkernels.ops.condensed_conv2d import reference
 from lightkernels.ops.condensed_conv2d.spec import ACTIVATIONS, Inputs, Outputs, Spec
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -30,12 +31,12 @@ def why_not(spec: Spec) -> str | None:
 
 
 def config_text(spec: Spec) -> str:
-    return "forward in one pass; backward by PyTorch's operators"
+    return "forward and weight gradient in one pass each; the gradient of x by PyTorch's operators"
 
 
 def readable(spec: Spec, stride: tuple[int, ...]) -> bool:
     """Whether the kernel can read such a tensor in place: maps (nchw) or rows of pixels (nhwc) without gaps."""
-    sn, sc, sh, sw = stride
+    _, sc, sh, sw = stride
     if min(stride) < 0:
         return False
     if spec.layout == "nchw":
@@ -50,19 +51,18 @@ def copies(spec: Spec) -> str | None:
     return None
 
 
-def _plan(spec: Spec, stride: tuple[int, ...]) -> Any:
-    plan = spec.cache.get(stride)
+def _plan(spec: Spec, stride: tuple[int, ...], nhwc: bool) -> Any:
+    plan = spec.cache.get((stride, nhwc))
     if plan is None:
         module, reason = native.load("_C")
         if module is None:
             raise RuntimeError(reason)
-        nhwc = spec.layout == "nhwc"
         sizes = [spec.n, spec.c, spec.h * spec.w, spec.c_out, spec.groups, spec.picked, stride[0]]
         # From one pixel to the next, and from one channel to the next.
         pixel = (stride[3] if spec.w > 1 else stride[2]) if nhwc else 1
         sizes += [pixel, 1 if nhwc else stride[1]]
         sizes += [int(nhwc), _DTYPES[spec.dtype], ACTIVATIONS.index(spec.activation)]
-        plan = spec.cache[stride] = module.CondensedConv2dPlan(sizes)
+        plan = spec.cache[stride, nhwc] = module.CondensedConv2dPlan(sizes)
     return plan
 
 
@@ -72,7 +72,7 @@ def infer(spec: Spec, t: Inputs) -> Tensor:
         x = x.new_empty_strided(spec.x_shape, spec.dense_x_stride).copy_(x)
     y = _empty(spec.y_shape, spec.y_stride, dtype=spec.dtype, device="cpu")
     if not spec.empty:
-        _plan(spec, x.stride()).fwd(
+        _plan(spec, x.stride(), spec.layout == "nhwc").fwd(
             x.data_ptr(),
             weight.data_ptr(),
             scale.data_ptr(),
@@ -86,3 +86,26 @@ def infer(spec: Spec, t: Inputs) -> Tensor:
 
 def fwd(spec: Spec, t: Inputs) -> Outputs:
     return Outputs(infer(spec, t))
+
+
+def _weight_gradient(spec: Spec, g: Tensor, t: Inputs, a: Tensor, gy: Tensor) -> Tensor:
+    # Of NCHW maps: the others are copied.
+    x = t.x if spec.layout == "nchw" and readable(spec, t.x.stride()) else t.x.contiguous()
+    scale, shift, index, g = t.scale.contiguous(), t.shift.contiguous(), t.index.contiguous(), g.contiguous()
+    gw = _empty(tuple(t.weight.shape), (spec.picked, 1), dtype=spec.dtype, device="cpu")
+    if spec.empty:
+        return gw.zero_()
+    _plan(spec, x.stride(), False).bwd_w(
+        g.data_ptr(),
+        x.data_ptr(),
+        scale.data_ptr(),
+        shift.data_ptr(),
+        index.data_ptr(),
+        gw.data_ptr(),
+        _threads(),
+    )
+    return gw
+
+
+def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor, ...]:
+    return reference.bwd(spec, g, t, out, _weight_gradient)

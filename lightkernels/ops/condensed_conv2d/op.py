@@ -85,7 +85,8 @@ def condensed_conv2d(
         fail_type(NAME, "x", "be float32, float64, bfloat16 or float16", x)
     if x.layout is not torch.strided:
         fail_type(NAME, "x", "be a dense tensor", str(x.layout), "x.to_dense() makes one.")
-    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    autocast = x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
+    if weight.dtype != x.dtype and not autocast:
         fail_type(NAME, "weight", f"have x's dtype {str(x.dtype).removeprefix('torch.')}", weight)
     if index.dtype is not torch.int64:
         fail_type(NAME, "index", "be int64", index)
@@ -95,7 +96,7 @@ def condensed_conv2d(
     if not isinstance(activation, str):
         fail_type(NAME, "activation", "be a string", activation)
     dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type) and dtype is not torch.float64:
+    if autocast and dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
     acc = torch.float64 if dtype is torch.float64 else torch.float32
     inputs = Inputs(x.to(dtype), weight.to(dtype), scale.to(acc), shift.to(acc), index)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+import torch.nn.grad
 from torch import Tensor
 
 from lightkernels.ops.condensed_conv2d.spec import Inputs, Outputs, Spec
@@ -15,12 +18,14 @@ def activate(z: Tensor, activation: str) -> Tensor:
 
 def by_group(weight: Tensor, groups: int) -> Tensor:
     """[Co, K], whose row o belongs to group o % G, as the weight of a grouped 1x1 convolution."""
-    return weight.unflatten(0, (-1, groups)).transpose(0, 1).flatten(0, 1)[:, :, None, None]
+    grouped: Tensor = weight.reshape(-1, groups, weight.shape[1]).transpose(0, 1)
+    return grouped.flatten(0, 1)[:, :, None, None]
 
 
 def shuffled(y: Tensor, groups: int) -> Tensor:
     """Channel (g, j) to place j G + g."""
-    return y.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    n, c, h, w = y.shape
+    return y.reshape(n, groups, c // groups, h, w).transpose(1, 2).flatten(1, 2)
 
 
 def forward(
@@ -60,7 +65,10 @@ def slope(z: Tensor, activation: str) -> Tensor:
     return ((2 * z + 3) / 6).where(z.abs() < 3, (z > 0).to(z.dtype))
 
 
-def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor, ...]:
+def bwd(
+    spec: Spec, g: Tensor, t: Inputs, out: Outputs, weight_gradient: Callable[..., Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """``weight_gradient``: in the place of PyTorch's, whose sums change with threads and addresses."""
     acc, groups, index = spec.acc_dtype, spec.groups, t.index.flatten()
     scale, shift = t.scale[:, None, None], t.shift[:, None, None]
     picked = t.x.index_select(1, index).to(acc)
@@ -69,8 +77,12 @@ def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor, ...]:
     # The shuffle's inverse is the shuffle of the other factor.
     gy = shuffled(g.to(acc), spec.c_out // groups)
     ga = torch.nn.grad.conv2d_input(a.shape, weight, gy, groups=groups)
-    gw = torch.nn.grad.conv2d_weight(a, weight.shape, gy, groups=groups)
     gz = ga * slope(z, spec.activation)
     gx = gz.new_zeros(spec.x_shape).index_add(1, index, gz * scale)
-    gweight = gw.view(groups, -1, spec.picked).transpose(0, 1).reshape(t.weight.shape).to(spec.dtype)
+    gweight = (weight_gradient or _weight_gradient)(spec, g, t, a, gy)
     return dense(spec, gx, spec.dense_x_stride), gweight, (gz * picked).sum((0, 2, 3)), gz.sum((0, 2, 3))
+
+
+def _weight_gradient(spec: Spec, g: Tensor, t: Inputs, a: Tensor, gy: Tensor) -> Tensor:
+    gw: Tensor = torch.nn.grad.conv2d_weight(a, (spec.c_out, spec.picked, 1, 1), gy, groups=spec.groups)
+    return gw.view(spec.groups, -1, spec.picked).transpose(0, 1).reshape(t.weight.shape).to(spec.dtype)

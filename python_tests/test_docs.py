@@ -102,6 +102,12 @@ def test_the_page_of_compress(capsys):
     assert names["small"](names["images"]).shape == (16, 10)
 
 
+def test_the_page_of_mldn_block(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mldn_block.md").read_text(), re.S)
+    exec(code, {})
+    assert capsys.readouterr().out == "True\n"
+
+
 def test_the_receptive_field_grows_with_the_window(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "field.png"

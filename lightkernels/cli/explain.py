@@ -77,7 +77,7 @@ def _kind(hint: Any) -> Any:
         return Tensor
     if Tensor in options:
         return Sequence
-    return next((kind for kind in (bool, int, str) if hint is kind or kind in options), int)
+    return next((kind for kind in (bool, float, int, str) if hint is kind or kind in options), int)
 
 
 def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _parser(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
         elif argument == "backend":
             parser.add_argument("--backend", choices=NAMES)
         else:
-            parser.add_argument(f"--{argument}", type=str if kind is str else _ints_or_word)
+            parser.add_argument(f"--{argument}", type=kind if kind in (str, float) else _ints_or_word)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...; it need not be here")

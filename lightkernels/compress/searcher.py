@@ -120,6 +120,7 @@ class Searcher:
         for selection in self.selections:
             selection.set_schedule(min(max(0, learned), settings.gate_epochs), settings.gate_epochs)
             selection.forced, selection.frozen = None, phase == "freeze"
+            selection.share = settings.share
         self._start_counting()
 
     def start_step(self) -> None:

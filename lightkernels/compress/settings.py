@@ -20,7 +20,8 @@ class Settings:
     layers (Eq. 8); the others the log of one cost. ``form="total"`` weighs the sum over the layers instead of the logs.
     In the ``warmup_epochs`` every step trains one uniformly random path and no gate; before the ``freeze_epochs`` the
     gates are settled for good, and the last epochs train the path that was found. ``clip_norm`` bounds the norm of the
-    weights' gradients.
+    weights' gradients. ``share`` is the part of the batch that idle neighbours see: below 1 a step takes less time, and
+    the gates' gradient is an estimate.
     """
 
     epochs: int = 150
@@ -39,6 +40,7 @@ class Settings:
     gate_gamma: float = 0.3
     finetune_lr: float = 0.02
     clip_norm: float | None = None
+    share: float = 1.0
     undecided: float = 0.05
 
     def __post_init__(self) -> None:
@@ -52,11 +54,12 @@ class Settings:
         phases = self.warmup_epochs + self.freeze_epochs
         hint = "in the epochs between warm-up and freeze the gates learn"
         require(phases < self.epochs, "search", "epochs", f"exceed warm-up and freeze, {phases}", self.epochs, hint)
-        for name in ("lam", "lr", "momentum", "weight_decay", "gate_lr", "gate_weight_decay", "finetune_lr"):
+        for name in ("lam", "lr", "momentum", "weight_decay", "gate_lr", "gate_weight_decay", "finetune_lr", "share"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 fail_type("search", name, "be a number", value)
             require(math.isfinite(value) and value >= 0, "search", name, "be at least 0", value)
+        require(0 < self.share <= 1, "search", "share", "be above 0, and at most 1", self.share)
         clip = self.clip_norm
         require(clip is None or clip > 0, "search", "clip_norm", "be above 0 or None", clip)
         one_of("search", "cost", self.cost, ("paper", "params", "macs", "latency"))

@@ -148,6 +148,7 @@ class MLDNBlock(Condensable):
             for i in range(num_layers)
         )
         self._masks, self._told = (_mldn_pack.Masks(), _mldn_pack.Masks()), ""
+        self._known_taps: tuple[list[tuple[Tensor, int]], Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -164,7 +165,7 @@ class MLDNBlock(Condensable):
                 path.reactivate.reset_parameters()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_masks": (_mldn_pack.Masks(), _mldn_pack.Masks())}
+        return {**self.__dict__, "_masks": (_mldn_pack.Masks(), _mldn_pack.Masks()), "_known_taps": None}
 
     def _every(self) -> Iterator[MLDNPath]:
         for layer in self.layers:
@@ -178,14 +179,10 @@ class MLDNBlock(Condensable):
 
     def why_layered(self) -> str | None:
         """Why the block runs as its modules; None if it runs as one operator."""
-        paths = list(self._every())
-        if _mldn_pack.hooked(self):
-            return "a module within the block has hooks"
-        return _mldn_pack.why_layered(paths, self._norms(paths))
+        return self._why(_mldn_pack.Parts(self.layers))
 
-    def _norms(self, paths: list[MLDNPath]) -> tuple[_mldn_pack.Norms, ...]:
-        third = [p.reactivate.norm for p in paths if p.reactivate is not None]
-        return [p.reduce.norm for p in paths], [p.norm for p in paths], third
+    def _why(self, parts: _mldn_pack.Parts) -> str | None:
+        return "a module within the block has hooks" if parts.hooked() else parts.why_layered()
 
     def _tell(self, reason: str) -> None:
         text = f"MLDNBlock runs layer by layer: {reason}."
@@ -198,44 +195,51 @@ class MLDNBlock(Condensable):
             warnings.warn(text, stacklevel=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        reason = self.why_layered()
+        parts = _mldn_pack.Parts(self.layers)
+        reason = self._why(parts)
         if reason is not None:
             self._tell(reason)
             return self.layered(x)
-        paths = list(self._every())
-        norms = self._norms(paths)
-        first = norms[0][0]
-        batch = first.training or first.running_mean is None
-        reduces = [p.reduce for p in paths]
-        weight = _mldn_pack.flat([r.weight for r in reduces])
+        norm, conv, reduces = parts.norms[0][0], parts.convs[0], parts.reduces
+        batch = norm.training or norm.running_mean is None
+        weight = _mldn_pack.flat_of(reduces, "weight")
         call: dict[str, Any] = {
             "x": x,
             "weight1": weight * self._masks[0].of(reduces, weight.dtype),
-            "weight3": _mldn_pack.flat([p.conv.weight for p in paths]),  # type: ignore[misc]
-            "eps": first.eps,
+            "weight3": _mldn_pack.flat_of(parts.convs, "weight"),
+            "eps": norm.eps,
             "dropout": self.dropout if reduces[0].training else 0.0,
             **self._values(),
         }
-        for i, group in enumerate(norms):
+        for i, group in enumerate(parts.norms):
             if group:
                 call[f"affine{i + 1}"] = _mldn_pack.affine(group)
                 if not batch:
                     call[f"running{i + 1}"] = _mldn_pack.running(group)
-        if isinstance(paths[0].conv, RSDC2d):
-            call["taps"] = torch.cat([p.conv.taps for p in paths])  # type: ignore[misc]
-        if paths[0].conv.bias is not None:
-            call["bias3"] = _mldn_pack.flat([p.conv.bias for p in paths])  # type: ignore[misc]
-        reactivates = [p.reactivate for p in paths if p.reactivate is not None]
-        if reactivates:
-            sfr = _mldn_pack.flat([r.weight for r in reactivates])
-            call["weight_sfr"] = sfr * self._masks[1].of(reactivates, sfr.dtype)
+        if isinstance(conv, RSDC2d):
+            call["taps"] = self._taps(parts.convs)
+        if conv.bias is not None:
+            call["bias3"] = _mldn_pack.flat_of(parts.convs, "bias")
+        if parts.reactivates:
+            sfr = _mldn_pack.flat_of(parts.reactivates, "weight")
+            call["weight_sfr"] = sfr * self._masks[1].of(parts.reactivates, sfr.dtype)
         if call["dropout"]:
             call["seed"] = torch.randint(2**62, (), device=x.device)
         out = mldn_block_outputs(**call, recompute=self.recompute)
         if batch:
-            self._update(norms, out, x)
+            self._update(parts.norms, out, x)
         y: Tensor = out.y
         return y
+
+    def _taps(self, convs: list[Any]) -> Tensor:
+        """All sets, packed; kept while they are the same, so that their values are not read in every call."""
+        taps = [c._buffers["taps"] for c in convs]
+        if torch.compiler.is_compiling():
+            return torch.cat(taps)
+        known = self._known_taps
+        if known is None or any(a is not t or v != t._version for t, (a, v) in zip(taps, known[0], strict=True)):
+            self._known_taps = known = ([(t, t._version) for t in taps], torch.cat(taps))
+        return known[1]
 
     def _values(self) -> dict[str, Any]:
         return {
@@ -250,7 +254,7 @@ class MLDNBlock(Condensable):
         }
 
     @torch.no_grad()
-    def _update(self, norms: tuple[_mldn_pack.Norms, ...], out: Any, x: Tensor) -> None:
+    def _update(self, norms: tuple[_mldn_pack.Norms, _mldn_pack.Norms, _mldn_pack.Norms], out: Any, x: Tensor) -> None:
         count = x.shape[0] * x.shape[2] * x.shape[3]
         means: list[Tensor] = []
         variances: list[Tensor] = []
@@ -258,8 +262,8 @@ class MLDNBlock(Condensable):
             stats = out[1 + i].detach()
             for row, into in ((stats[0], means), (stats[1] * (count / (count - 1)), variances)):
                 if i == 0 and self.version == 1:
-                    parts = row.view(self.paths, -1)
-                    into += [parts[j % self.paths, : n.num_features] for j, n in enumerate(group)]
+                    paths = row.view(self.paths, -1).unbind()
+                    into += [paths[j % self.paths].narrow(0, 0, n.num_features) for j, n in enumerate(group)]
                 elif group:
                     into += row.split([n.num_features for n in group])
         _mldn_pack.update([n for group in norms for n in group], means, variances)
@@ -287,7 +291,7 @@ class MLDNBlock(Condensable):
         Raises ValueError unless all pruning stages are done.
         """
         paths = list(self._every())
-        if self.version == 1 and _mldn_pack.why_layered(paths, self._norms(paths)) is None:
+        if self.version == 1 and _mldn_pack.Parts(self.layers).why_layered() is None:
             return like(CondensedMLDNBlock(self, paths), self)
         memo: dict[int, Any] = {}
         for path in paths:

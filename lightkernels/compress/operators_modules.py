@@ -101,6 +101,10 @@ class Operator(nn.Module):
         """The scalar product of ``finish(*features)`` and the gradient."""
         return product(self.finish(*features), g.g)
 
+    def besides_norm(self, features: Features, g: Gradient) -> Tensor:
+        """The part of :meth:`probe` that does not pass through the last norm."""
+        return g.g.new_zeros(())
+
     def forward(self, x: Tensor) -> Tensor:
         return self.finish(*self.features(x))
 
@@ -236,8 +240,10 @@ class ResidualSeparable(Operator):
         return y + features[1] if self.residual else y
 
     def probe(self, features: Features, g: Gradient) -> Tensor:
-        value = self.unit2.probe(features[:1], g)
-        return value + product(features[1], g.g) if self.residual else value
+        return self.unit2.probe(features[:1], g) + self.besides_norm(features, g)
+
+    def besides_norm(self, features: Features, g: Gradient) -> Tensor:
+        return product(features[1], g.g) if self.residual else g.g.new_zeros(())
 
 
 class Fire(Normed):

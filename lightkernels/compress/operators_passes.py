@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,21 +19,34 @@ from torch.autograd import Function
 Act = Literal["none", "relu", "crelu"]
 
 
+@dataclass
+class Own:
+    """Where a last norm adds, to the gates' gradient, the share of its output's scalar product with the gradient.
+
+    The norm has that product for nothing: its weight times the weight's gradient, and its bias likewise.
+    """
+
+    alpha: Tensor
+    column: Tensor
+    taken: bool = False
+
+
 class _Pass(threading.local):
     kind: Literal["whole", "active", "neighbour"] = "whole"
+    own: Own | None = None
 
 
 _pass = _Pass()
 
 
 @contextlib.contextmanager
-def running_as(kind: Literal["active", "neighbour"]) -> Iterator[None]:
-    before = _pass.kind
-    _pass.kind = kind
+def running_as(kind: Literal["active", "neighbour"], own: Own | None = None) -> Iterator[None]:
+    before = _pass.kind, _pass.own
+    _pass.kind, _pass.own = kind, own
     try:
         yield
     finally:
-        _pass.kind = before
+        _pass.kind, _pass.own = before
 
 
 def wide(t: Tensor) -> Tensor:
@@ -63,8 +77,12 @@ def norm_act(norm: nn.Module, z: Tensor, act: Act = "none") -> Tensor:
             mean, variance = (t.to(z.dtype) for t in sums(z))
             return _rectified_(F.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps), act)
         if z.is_cpu and torch.is_grad_enabled():
-            selected: Tensor = _NormAct.apply(norm, act, z, norm.weight, norm.bias)  # type: ignore[no-untyped-call]
-            return selected
+            own = _pass.own if norm.affine else None
+            gate = () if own is None else (own.alpha, own.column)
+            if own is not None:
+                own.taken = True
+            out: Tensor = _NormAct.apply(norm, act, z, norm.weight, norm.bias, *gate)  # type: ignore[no-untyped-call]
+            return out
     y: Tensor = norm(z)
     if act == "crelu":
         return torch.cat((F.relu(y), F.relu(-y)), 1)
@@ -82,7 +100,14 @@ class _NormAct(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, norm: nn.BatchNorm2d, act: Act, z: Tensor, weight: Tensor | None, bias: Tensor | None
+        ctx: Any,
+        norm: nn.BatchNorm2d,
+        act: Act,
+        z: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        alpha: Tensor | None = None,
+        column: Tensor | None = None,
     ) -> Tensor:
         count = z.numel() // z.shape[1]
         mean = (z.sum((2, 3)).double().sum(0) / count).to(z.dtype)
@@ -90,7 +115,7 @@ class _NormAct(Function):
         variance = (torch.linalg.vector_norm(centred, dim=(2, 3)).double().square().sum(0) / count).to(z.dtype)
         _count_in(norm, mean, variance, count)
         ctx.save_for_backward(z, weight, bias, mean, variance)
-        ctx.act, ctx.eps = act, norm.eps
+        ctx.act, ctx.eps, ctx.column = act, norm.eps, column
         return _rectified_(F.batch_norm(z, mean, variance, weight, bias, False, 0.0, norm.eps), act)
 
     @staticmethod
@@ -104,12 +129,16 @@ class _NormAct(Function):
                 plus, minus = g.chunk(2, 1)
                 g = torch.ops.aten.threshold_backward(plus, y, 0)
                 g = g.sub_(torch.ops.aten.threshold_backward(minus, y.neg_(), 0))
-        need = [*ctx.needs_input_grad[2:]]
+        need = [*ctx.needs_input_grad[2:5]]
+        mask = need if ctx.column is None else [need[0], True, True]
         inverse = (variance + ctx.eps).rsqrt()
         dz, dw, db = torch.ops.aten.native_batch_norm_backward(
-            g, z, weight, None, None, mean, inverse, True, ctx.eps, need
+            g, z, weight, None, None, mean, inverse, True, ctx.eps, mask
         )
-        return None, None, dz, dw if need[1] else None, db if need[2] else None
+        grads = None, None, dz, dw if need[1] else None, db if need[2] else None
+        if ctx.column is None:
+            return grads
+        return *grads, ctx.column * (torch.dot(weight, dw) + torch.dot(bias, db)).to(ctx.column.dtype), None
 
 
 def _count_in(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:

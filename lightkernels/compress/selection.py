@@ -16,7 +16,7 @@ from lightkernels.compress import gate
 from lightkernels.compress.operators import build_operator, kind_of
 from lightkernels.compress.operators_layers import DepthwiseConv2d
 from lightkernels.compress.operators_modules import Features, Gradient, Operator, product
-from lightkernels.compress.operators_passes import running_as
+from lightkernels.compress.operators_passes import Own, running_as
 from lightkernels.functional import multi_dwconv2d
 
 _LEAST = 0.05
@@ -190,9 +190,13 @@ class Selection(nn.Module):
             y: Tensor = branch(x)
             return y
         code = self.code()
+        own = None
         if isinstance(branch, Operator):
             with running_as("active"):
                 features = branch.features(x)
+            if self.share >= 1:
+                own = Own(self.alpha, self.slope() * self._changes[code][:, index].to(self.alpha.dtype))
+            with running_as("active", own):
                 y = branch.finish(*features)
             if y is x or y._is_view() or any(y is feature for feature in features):
                 y = y.clone()
@@ -201,11 +205,16 @@ class Selection(nn.Module):
             features = (branch(x),)
             y = features[0].clone()
         kept = (f.detach() for f in features)
-        selected: Tensor = _Select.apply(self, code, y, self.alpha, x.detach(), *kept)  # type: ignore[no-untyped-call]
+        counted = own is not None and own.taken
+        args = (self, code, counted, y, self.alpha, x.detach(), *kept)
+        selected: Tensor = _Select.apply(*args)  # type: ignore[no-untyped-call]
         return selected
 
-    def neighbour_products(self, code: int, x: Tensor, features: Features, grad: Gradient) -> Tensor:
-        """``[m]``: by bit, the scalar product of the gradient and op[bit = 1](x) - op[bit = 0](x)."""
+    def _products(self, code: int, counted: bool, x: Tensor, features: Features, grad: Gradient) -> Tensor:
+        """``[m]``: by bit, the scalar product of the gradient and op[bit = 1](x) - op[bit = 0](x).
+
+        `counted`: what the active operator's last norm contributes is not in it.
+        """
         active, others = self.codes[code], gate.neighbours(self.codes)[code]
         images = max(1, round(self.share * len(x)))
         if images < len(x):
@@ -216,7 +225,10 @@ class Selection(nn.Module):
         wanted = sorted(set(others) - {active})
         branch = self.branches[active]
         with _unchanged([branch], False, x):
-            own = branch.probe(features, grad) if isinstance(branch, Operator) else product(features[0], grad.g)
+            if not isinstance(branch, Operator):
+                own = product(features[0], grad.g)
+            else:
+                own = (branch.besides_norm if counted else branch.probe)(features, grad)
         values = {active: own}
         firsts = _shared_entries([self.branches[i] for i in wanted], x)
         for i, first in zip(wanted, firsts, strict=True):
@@ -252,10 +264,10 @@ class _Select(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, owner: Selection, code: int, y: Tensor, alpha: Tensor, x: Tensor, *features: Tensor
+        ctx: Any, owner: Selection, code: int, counted: bool, y: Tensor, alpha: Tensor, x: Tensor, *features: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, *features)
-        ctx.owner, ctx.code, ctx.slope = owner, code, owner.slope()
+        ctx.owner, ctx.code, ctx.counted, ctx.slope = owner, code, counted, owner.slope()
         kind = x.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         # The very tensor: what follows may change it in place, as it may an operator's output.
@@ -271,12 +283,12 @@ class _Select(Function):
                 "Selection: the gates have no second derivative; got create_graph=True. "
                 "Hint: set frozen = True on the selections, and they are ordinary layers."
             )
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[4]:
             kind, dtype, enabled = ctx.autocast
             with torch.autocast(kind, dtype, enabled):
-                products = ctx.owner.neighbour_products(ctx.code, x, tuple(features), Gradient(g))
+                products = ctx.owner._products(ctx.code, ctx.counted, x, tuple(features), Gradient(g))
             dalpha = ctx.slope * products.to(ctx.slope.dtype)
-        return (None, None, g, dalpha, None, *(None for _ in features))
+        return (None, None, None, g, dalpha, None, *(None for _ in features))
 
 
 @contextlib.contextmanager

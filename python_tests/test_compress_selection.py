@@ -298,12 +298,14 @@ def test_refusals(call, error, text):
     assert text in str(caught.value)
 
 
-def test_second_derivatives_are_refused():
-    layer, x = Selection(("N_3x3_2", "N_3x3"), 8, 8), torch.randn(2, 8, 5, 5, requires_grad=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_second_derivatives_are_refused(frozen, training):
+    layer, x = Selection(("Sep_3x3", "Sep_5x5"), 8, 8).train(training), torch.randn(2, 8, 5, 5, requires_grad=True)
+    layer.frozen = frozen
+    with pytest.raises(RuntimeError, match=r"differentiated again; got create_graph=True. Hint: derive\(\) gives"):
         torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    layer.frozen = True
-    torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    torch.autograd.grad(layer.derive()(x).square().sum(), x, create_graph=True)
 
 
 def test_neighbours_may_see_a_part_of_the_batch():

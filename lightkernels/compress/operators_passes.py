@@ -39,6 +39,15 @@ class _Pass(threading.local):
 _pass = _Pass()
 
 
+def refuse_second() -> None:
+    """In a backward pass: it has no derivative of its own, so none may be asked for."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "Selection: gradients must not be differentiated again; got create_graph=True. "
+            "Hint: derive() gives ordinary layers."
+        )
+
+
 @contextlib.contextmanager
 def running_as(kind: Literal["active", "neighbour"], own: Own | None = None) -> Iterator[None]:
     before = _pass.kind, _pass.own
@@ -120,6 +129,7 @@ class _NormAct(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second()
         z, weight, bias, mean, variance = ctx.saved_tensors
         if ctx.act != "none":
             y = F.batch_norm(z, mean, variance, weight, bias, False, 0.0, ctx.eps)
@@ -165,6 +175,7 @@ def recomputed(inner: Callable[[Tensor], Tensor], outer: Callable[[Tensor], Tens
     def unpack(t: Tensor | None) -> Tensor:
         if t is not None:
             return t
+        refuse_second()
         with torch.no_grad():
             return inner(base)
 

@@ -16,7 +16,7 @@ from lightkernels.compress import gate
 from lightkernels.compress.operators import build_operator, kind_of
 from lightkernels.compress.operators_layers import DepthwiseConv2d
 from lightkernels.compress.operators_modules import Features, Gradient, Operator, product
-from lightkernels.compress.operators_passes import Own, running_as
+from lightkernels.compress.operators_passes import Own, refuse_second, running_as
 from lightkernels.functional import multi_dwconv2d
 
 _LEAST = 0.05
@@ -186,8 +186,12 @@ class Selection(nn.Module):
         index = self.index()
         branch = self.branches[index]
         learns = self.forced is None and not self.frozen and len(self.alpha) > 0 and self.alpha.requires_grad
-        if not learns or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             y: Tensor = branch(x)
+            return y
+        if not learns:
+            with running_as("active"):
+                y = branch(x)
             return y
         code = self.code()
         own = None
@@ -278,11 +282,7 @@ class _Select(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, *features = ctx.saved_tensors
         dalpha = None
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "Selection: the gates have no second derivative; got create_graph=True. "
-                "Hint: set frozen = True on the selections, and they are ordinary layers."
-            )
+        refuse_second()
         if ctx.needs_input_grad[4]:
             kind, dtype, enabled = ctx.autocast
             with torch.autocast(kind, dtype, enabled):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lightkernels.compress.pipeline import Result
+from lightkernels.compress.plan import quantity
 from lightkernels.train.files import atomic_write
 
 _OURS, _THEIRS, _WRONG, _QUIET = "#2a6fb0", "#b8bec6", "#c8452f", "#5c6670"
@@ -87,8 +88,10 @@ def pareto(results: Sequence[Result]) -> Figure:
     before = next((r.accuracy_before for r in results if r.accuracy_before is not None), None)
     if before is not None:
         axes.plot(results[0].plan.before("params"), 100 * before, "s", color=_QUIET, label="uncompressed")
-    axes.set_xscale("log")
-    axes.set_xlabel("parameters")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:,.0f}"))
+    axes.margins(0.1, 0.15)
+    axes.set_xlabel("parameters in thousands")
     axes.set_ylabel("accuracy in %")
     if axes.has_data():
         axes.legend(fontsize=8)
@@ -152,7 +155,7 @@ def _colours(number: int) -> list[str]:
 
 def _label(result: Result) -> str:
     if result.target is not None:
-        return f"target {result.target.metric} {result.target.value:.3g}"
+        return f"{result.target.metric}, {result.target.scope}: {quantity(result.target.metric, result.target.value)}"
     return f"lambda {result.settings.lam:g}"
 
 

@@ -3,6 +3,7 @@
     python benchmarks/run.py                     all rows, with the instruction set the package chooses
     python benchmarks/run.py --isa auto,avx2     the same, then again with both sides restricted to AVX2
     python benchmarks/run.py concat_forward add_step --quick
+    python benchmarks/run.py --op rsdc2d         the table of another operator
 
 A run goes on where it was stopped: rows that the result file already holds, from the same commit, machine and
 settings, are not measured again (``--fresh`` starts over). Run it on an idle machine.
@@ -29,6 +30,7 @@ QUICK = ("64x32x32x32", "8x96x56x56", "32x384x14x14")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="rows to measure; all of them if none is named")
+    parser.add_argument("--op", default="multi_dwconv2d", help="the operator's table: multi_dwconv2d or rsdc2d")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
     parser.add_argument("--isa", type=listed, default=["auto"], help="auto, avx2, avx512, or several: auto,avx2")
     parser.add_argument("--quick", action="store_true", help="three shapes, few rounds, no torch.compile; for a look")
@@ -87,17 +89,20 @@ def main() -> int:
         return in_fresh_processes(args)
     import tables
     from cpu.common import Settings
-    from cpu.rows import ROWS
+    from cpu.rows import TABLES
 
+    if args.op not in TABLES:
+        raise SystemExit(f"--op must be one of {', '.join(TABLES)}; got {args.op}")
+    rows = TABLES[args.op]
     if args.list:
-        for row in ROWS:
+        for row in rows:
             print(f"{row.name:<18} {row.title}")
         return 0
     import torch
 
     from lightkernels._core import measure
 
-    unknown = set(args.rows) - {row.name for row in ROWS}
+    unknown = set(args.rows) - {row.name for row in rows}
     if unknown:
         raise SystemExit(f"no such row: {', '.join(sorted(unknown))}; --list shows them")
     steady = measure.steady_memory(2**30)
@@ -121,13 +126,14 @@ def main() -> int:
         raise SystemExit(f"{data['machine']['isa']}; there is nothing of ours to measure")
     out = args.out or (HERE / "results" if whole(args) else HERE.parent / "runs" / "bench")
     out.mkdir(parents=True, exist_ok=True)
-    stem = f"cpu-{data['machine']['isa']}-{data['machine']['threads']}t"
+    name = "cpu" if args.op == "multi_dwconv2d" else f"cpu-{args.op}"
+    stem = f"{name}-{data['machine']['isa']}-{data['machine']['threads']}t"
     path = out / f"{stem}.json"
     data["rows"] = previous(path, data, args.fresh)
     print(f"{path}: {data['machine']['processor']}, commit {data['machine']['commit']}", flush=True)
     if machine.load() > 0.7:
         print(f"warning: the load average is {machine.load():.2g}; times will not be the machine's own", flush=True)
-    chosen = [row for row in ROWS if not args.rows or row.name in args.rows]
+    chosen = [row for row in rows if not args.rows or row.name in args.rows]
     start = time.monotonic()
     for position, row in enumerate(chosen, 1):
         label = f"[{position}/{len(chosen)}] {row.name}"
@@ -141,10 +147,10 @@ def main() -> int:
             print(f"{label} {record['shape']} {record['dtype']} {record['kind']}: {values}", flush=True)
         seconds = round(time.monotonic() - began, 1)
         data["rows"][row.name] = {"seconds": seconds, "load": round(load, 2), "records": records}
-        data["rows"] = {r.name: data["rows"][r.name] for r in ROWS if r.name in data["rows"]}
+        data["rows"] = {r.name: data["rows"][r.name] for r in rows if r.name in data["rows"]}
         save(path, json.dumps(data, indent=1) + "\n")
         tables.write_csv(path.with_suffix(".csv"), data)
-        save(path.with_suffix(".md"), tables.markdown(ROWS, data))
+        save(path.with_suffix(".md"), tables.markdown(rows, data))
         for target in row.targets:
             found = tables.worst(records, target)
             figure = tables.number(found["value"], target.unit) if found else "-"

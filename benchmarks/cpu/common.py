@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ import lightkernels
 from lightkernels._core import measure
 from lightkernels.ops.multi_dwconv2d import baselines, cases
 
-OP = "multi_dwconv2d"
 QUICK = ("64x32x32x32", "8x96x56x56", "32x384x14x14")
 Record = dict[str, Any]
 
@@ -48,9 +47,34 @@ class Row:
     run: Callable[[Settings], Iterator[Record]]
 
 
+class Problem(Protocol):
+    """One call of an operator in one dtype, with an output gradient, and what is timed on it."""
+
+    @property
+    def shape(self) -> str: ...
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def weights(self) -> list[Tensor]: ...
+    @property
+    def g(self) -> Tensor: ...
+    def truth(self, kind: str) -> list[Tensor]: ...
+    def backend(self, entry: measure.Entry) -> str: ...
+    def ours(self) -> list[measure.Entry]: ...
+    def others(self, compile: bool) -> list[measure.Entry]: ...
+    def also(self) -> list[measure.Entry]: ...
+
+
+Problems = Callable[[Settings], Iterator[Problem]]
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if layout == "nhwc" else torch.contiguous_format)
+
+
 @dataclass(frozen=True)
-class Problem:
-    """One call of the operator in one dtype, with an output gradient."""
+class Depthwise:
+    """A call of multi_dwconv2d."""
 
     shape: str
     x: Tensor
@@ -66,12 +90,26 @@ class Problem:
         return baselines.truth(self.x, self.weights, self.g, self.combine, kind)
 
     def backend(self, entry: measure.Entry) -> str:
-        fmt = torch.channels_last if entry.layout == "nhwc" else torch.contiguous_format
-        x = self.x.contiguous(memory_format=fmt)
-        return str(lightkernels.explain(OP, x, self.weights, combine=self.combine).chosen)
+        x = laid_out(self.x, entry.layout)
+        return str(lightkernels.explain("multi_dwconv2d", x, self.weights, combine=self.combine).chosen)
+
+    def ours(self) -> list[measure.Entry]:
+        return baselines.ours(self.combine)
+
+    def others(self, compile: bool) -> list[measure.Entry]:
+        return baselines.entries(
+            self.kernel_sizes,
+            self.combine,
+            self.x.dtype,
+            baselines.LAYOUTS if compile else (),
+            sixteen="both",
+        )
+
+    def also(self) -> list[measure.Entry]:
+        return []
 
 
-def problems(group: str, settings: Settings, dtype: torch.dtype = torch.float32) -> Iterator[Problem]:
+def problems(group: str, settings: Settings, dtype: torch.dtype = torch.float32) -> Iterator[Depthwise]:
     """The bench cases named ``bench_<group>_<shape>`` in the operator's table."""
     for case in cases.CASES:
         shape = case.name.removeprefix(f"bench_{group}_")
@@ -83,7 +121,7 @@ def problems(group: str, settings: Settings, dtype: torch.dtype = torch.float32)
             channels = x.shape[1] * (1 if combine == "add" else len(weights))
             torch.manual_seed(1)
             g = torch.randn(x.shape[0], channels, *x.shape[2:]).to(dtype)
-            yield Problem(shape, x, list(weights), g, combine)
+            yield Depthwise(shape, x, list(weights), g, combine)
 
 
 def times(timing: measure.Timing) -> Record:

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from cpu.common import OP, Record, Settings, problems, record, value
+from cpu.common import Problems, Record, Settings, problems, record, value
 from lightkernels._core import measure
 from lightkernels.ops.multi_dwconv2d import baselines
 
 
 def speedup(
-    group: str,
+    found: Problems,
     kind: str,
-    dtype: torch.dtype = torch.float32,
-    against: dict[str, Callable[[str], bool]] | None = None,
+    against: Mapping[str, Callable[[str], bool]] | None = None,
     compile: bool = False,
+    price: Mapping[str, Callable[[str], bool]] | None = None,
 ) -> Callable[[Settings], Iterator[Record]]:
-    """Ours in both layouts over the fastest baseline among those whose label each of ``against`` accepts."""
-    chosen = against or {"best": lambda label: True}
+    """Ours in both layouts against the fastest of those whose label a filter accepts.
+
+    ``against``: a figure is how many times faster ours is; ``price``: how many times their time ours takes.
+    """
+    chosen = [(k, f, False) for k, f in (against or {}).items()] + [(k, f, True) for k, f in (price or {}).items()]
+    chosen = chosen or [("best", every, False)]
 
     def run(settings: Settings) -> Iterator[Record]:
-        for problem in problems(group, settings, dtype):
+        for problem in found(settings):
             torch._dynamo.reset()
-            mine = baselines.ours(problem.combine)
-            others = measure.baselines(
-                OP,
-                kernel_sizes=problem.kernel_sizes,
-                combine=problem.combine,
-                dtype=dtype,
-                compile=baselines.LAYOUTS if compile and settings.compile else (),
-                sixteen="both",
-            )
+            mine = problem.ours()
             result = measure.contest(
-                [*mine, *others],
+                [*mine, *problem.others(compile and settings.compile)],
                 kind,
                 problem.x,
                 problem.weights,
@@ -43,20 +39,25 @@ def speedup(
                 problem.truth(kind),
                 rounds=settings.rounds,
                 min_time=settings.min_time,
+                also=problem.also(),
             )
             values = []
-            for key, accepts in chosen.items():
-                for entry in mine:
-                    figures = {}
-                    for stat in ("min", "median"):
-                        theirs = {n: getattr(t, stat) for n, t in result.timings.items() if n not in result.ours}
-                        theirs = {n: s for n, s in theirs.items() if accepts(n)}
-                        best = min(theirs, key=lambda n: theirs[n])
-                        figures[stat] = (theirs[best] / getattr(result.timings[entry.label], stat), best)
-                    values.append(value(key, entry.layout, figures["min"][0], figures["median"][0], figures["min"][1]))
+            for key, accepts, inverse in chosen:
+                labels = [n for n in result.timings if n not in result.ours and accepts(n)]
+                for entry in mine if labels else ():
+                    own = result.timings[entry.label]
+                    best = {s: min(labels, key=lambda n: getattr(result.timings[n], s)) for s in ("min", "median")}
+                    figures = {s: getattr(result.timings[n], s) / getattr(own, s) for s, n in best.items()}
+                    if inverse:
+                        figures = {s: 1 / f for s, f in figures.items()}
+                    values.append(value(key, entry.layout, figures["min"], figures["median"], best["min"]))
             yield record(problem, result, values, {e.layout: problem.backend(e) for e in mine})
 
     return run
+
+
+def depthwise(group: str, dtype: torch.dtype = torch.float32) -> Problems:
+    return lambda settings: problems(group, settings, dtype)
 
 
 def nchw(label: str) -> bool:

@@ -338,21 +338,25 @@ def contest(
     rounds: int = 5,
     min_time: float = 0.05,
     give_up: float = 8.0,
+    also: Sequence[Entry] = (),
 ) -> Result:
     """Check every entry against the float64 truth of pass ``kind``, then time those that are right.
+
+    ``also``: other functions of a known price, timed in the same turns and not compared.
 
     Raises:
         WrongResult: if one of ours is wrong. A baseline that is wrong or fails is left out and named in the result.
     """
     calls: dict[str, Callable[[], object] | Candidate] = {}
     errors, refused = {}, {}
-    for entry in entries:
+    for entry in [*entries, *also]:
         try:
             call = entry.call(kind, x, weights, g)
             start = time.perf_counter()
             outputs = call()
             seen = time.perf_counter() - start
-            errors[entry.label] = check(f"{entry.label}, {kind}", entry.results(kind, outputs), truth)
+            if entry not in also:
+                errors[entry.label] = check(f"{entry.label}, {kind}", entry.results(kind, outputs), truth)
             if seen >= _FIRST_CALL_SECONDS:
                 # Loading, planning and compiling are paid once: a first call alone would make a candidate hopeless.
                 start = time.perf_counter()

@@ -1,0 +1,97 @@
+"""mldn_block's Triton kernels through the interpreter, in a process of its own, and compiled."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from test_triton_interpreter import HERE, environment
+from triton_mldn_cases import RUNS
+
+from lightkernels._core.spec import TensorMeta, dense_stride
+from lightkernels._core.triton_static import compile_for
+from lightkernels.ops.mldn_block import triton
+from lightkernels.ops.mldn_block.spec import Inputs, Spec
+from lightkernels.ops.mldn_block.triton_launch import recorded
+
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, Any]]:
+    env = {**environment(), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    script = HERE / "triton_mldn_cases.py"
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", RUNS)
+def test_case(results: dict[str, dict[str, Any]], name: str) -> None:
+    result = results[name]
+    assert "exception" not in result, result["exception"]
+    assert "y" in result["errors"]
+    for what, (error, bound) in result["errors"].items():
+        assert error <= bound, f"{what}: error {error:.3g}, bound {bound:.3g}"
+    due = ["pointwise", "spatial", "spread"]
+    due = [] if name.startswith("empty") else ["finish", *due] if result["statistics"] else due
+    assert result["kernels"] == due
+    assert result["margins"], "wrote outside"
+    assert result["same"], "differs from run to run, or in evaluation"
+
+
+def block(dtype: torch.dtype, layout: str, *, version: int = 1, running: bool = False, index: int = 0) -> Spec:
+    """128 images, 16 channels, two layers of two paths of twelve; RSDC with a set a group."""
+    shape, device = (128, 16, 32, 32), torch.device("meta")
+
+    def meta(size: tuple[int, ...], of: torch.dtype = dtype) -> TensorMeta:
+        return TensorMeta(size, dense_stride(size, layout) if len(size) == 4 else (1,) * len(size), of, device)
+
+    columns, mids, outs, wide = 2 * (8 + 20), 2 * 2 * 48, 2 * 2 * 12, torch.float32
+    given: dict[str, Any] = {"weight1": meta((48 * columns,)), "weight3": meta((outs * 12 * 9,))}
+    given |= {"affine1": meta((2, columns), wide), "affine2": meta((2, mids), wide)}
+    given |= {"taps": meta((2 * 2, 9), torch.int64)}
+    if version == 2:
+        given |= {"weight_sfr": meta((columns * 12,)), "affine3": meta((2, outs), wide)}
+    if running:
+        given |= {"running1": given["affine1"], "running2": given["affine2"]}
+    values = (2, 2, 24, 4, 4, version, "xor1", 5, 1e-5, 0.0, index, 1, not running)
+    return Spec.of(Inputs(x=meta(shape), **given), *values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "capability"),
+    [(torch.float32, "nchw", 80), (torch.bfloat16, "nhwc", 90), (torch.bfloat16, "nhwc", 100)],
+)
+def test_fits_the_machine(dtype: torch.dtype, layout: str, capability: int) -> None:
+    found = {launch.kernel.__name__: launch for launch in recorded(block(dtype, layout))}
+    assert set(found) == {"pointwise", "spatial", "finish", "spread"}
+    for name, launch in found.items():
+        assert 0 < launch.programs < 2**31
+        if name in ("finish", "spread") and capability != 90:
+            continue
+        code = compile_for(launch, capability)
+        assert code.spills == 0, f"{name} spills"
+        assert code.registers <= 255
+        assert code.shared <= SHARED[capability] // 2
+        if name in ("pointwise", "spatial"):
+            assert sum(code.opcodes[op] for op in ("HMMA", "HGMMA", "UTCHMMA")) > 0
+
+
+def test_two_kernels_a_layer_in_evaluation() -> None:
+    names = [launch.kernel.__name__ for launch in recorded(block(torch.bfloat16, "nhwc", running=True))]
+    assert names == ["spread", "pointwise", "spatial", "pointwise", "spatial"]
+
+
+def test_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "unsuited", lambda device: None)
+    assert triton.why_not(block(torch.bfloat16, "nhwc")) is None
+    assert "version 2" in str(triton.why_not(block(torch.bfloat16, "nhwc", version=2)))

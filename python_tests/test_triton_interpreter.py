@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-import lightkernels
-
 pytest.importorskip("triton")
 
 from triton_interpreter_cases import CASES
+from triton_runs import environment, results
 
 pytestmark = pytest.mark.interpreter
-HERE = Path(__file__).resolve().parent
-
-
-def environment() -> dict[str, str]:
-    """This process's, in which a child finds the same lightkernels."""
-    package = str(Path(lightkernels.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, dict[str, Any]]:
-    env = {**environment(), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    script = HERE / "triton_interpreter_cases.py"
-    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+def result_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    return results("triton_interpreter_cases.py", [*CASES, "nonfinite"], tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_case(results: dict[str, dict[str, Any]], name: str) -> None:
-    result = results[name]
+def test_case(result_of: Callable[[str], dict[str, Any]], name: str) -> None:
+    result = result_of(name)
     assert "exception" not in result, result["exception"]
     for kind in CASES[name].passes:
         seen = result[kind]
@@ -59,8 +44,8 @@ def expected_kernels(name: str, kind: str) -> list[str]:
     return [{"dot": "conv_rows", "plane": "conv_plane", "table": "conv_table"}.get(path, "conv_taps")]
 
 
-def test_nonfinite_reaches_only_its_taps(results: dict[str, dict[str, Any]]) -> None:
-    assert results["nonfinite"].get("bad") == [], results["nonfinite"]
+def test_nonfinite_reaches_only_its_taps(result_of: Callable[[str], dict[str, Any]]) -> None:
+    assert result_of("nonfinite").get("bad") == [], result_of("nonfinite")
 
 
 @pytest.mark.parametrize(

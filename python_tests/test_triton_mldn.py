@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +10,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from test_triton_interpreter import HERE, environment
 from triton_mldn_cases import RUNS
+from triton_runs import results
 
 from lightkernels._core.spec import TensorMeta, dense_stride
 from lightkernels._core.triton_static import compile_for
@@ -25,18 +23,14 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, dict[str, Any]]:
-    env = {**environment(), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    script = HERE / "triton_mldn_cases.py"
-    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+def result_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    return results("triton_mldn_cases.py", RUNS, tmp_path_factory)
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("name", RUNS)
-def test_case(results: dict[str, dict[str, Any]], name: str) -> None:
-    result = results[name]
+def test_case(result_of: Callable[[str], dict[str, Any]], name: str) -> None:
+    result = result_of(name)
     assert "exception" not in result, result["exception"]
     assert "y" in result["errors"]
     for what, (error, bound) in result["errors"].items():

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
 
-from test_triton_interpreter import HERE, environment
 from triton_rsdc2d_cases import CASES
+from triton_runs import environment, results
 
 pytestmark = pytest.mark.interpreter
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, dict[str, Any]]:
-    env = {**environment(), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    script = HERE / "triton_rsdc2d_cases.py"
-    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+def result_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    return results("triton_rsdc2d_cases.py", [*CASES, "nonfinite"], tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_case(results: dict[str, dict[str, Any]], name: str) -> None:
-    result = results[name]
+def test_case(result_of: Callable[[str], dict[str, Any]], name: str) -> None:
+    result = result_of(name)
     assert "exception" not in result, result["exception"]
     way = "direct" if name.startswith("direct") else "dot"
     for kind in ("fwd", "bwd_x", "bwd_w"):
@@ -41,8 +37,8 @@ def test_case(results: dict[str, dict[str, Any]], name: str) -> None:
         assert seen["layout"], f"{kind}: wrong shape, dtype or strides"
 
 
-def test_nonfinite_reaches_only_its_taps(results: dict[str, dict[str, Any]]) -> None:
-    assert results["nonfinite"].get("bad") == [], results["nonfinite"]
+def test_nonfinite_reaches_only_its_taps(result_of: Callable[[str], dict[str, Any]]) -> None:
+    assert result_of("nonfinite").get("bad") == [], result_of("nonfinite")
 
 
 def test_says_why_not_and_what_it_copies() -> None:

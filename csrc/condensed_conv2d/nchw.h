@@ -12,6 +12,21 @@ constexpr int kRows = 8, kVectors = 2;
 constexpr int kRows = 4, kVectors = 3;
 #endif
 constexpr i64 kTile = 64;  // pixels of a panel
+constexpr i64 kAhead = 8;  // maps are picked in no order that the processor could foresee
+
+template <class T, int R, int V>
+LK_INLINE void put(const Vec<Acc<T>> (&sum)[R][V], T* out, i64 step, int last) {
+  constexpr int L = kLanes<Acc<T>>;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r, out += step) {
+#pragma GCC unroll 4
+    for (int v = 0; v + 1 < V; ++v) vstore(out + v * L, sum[r][v]);
+    if (last == L)
+      vstore(out + (V - 1) * L, sum[r][V - 1]);
+    else
+      vstore(out + (V - 1) * L, sum[r][V - 1], last);
+  }
+}
 
 // out[r * step + pixel]: R outputs of V vectors of pixels; the last vector has `last` of them. Panel [K][V], w [K][R].
 template <class T, int R, int V>
@@ -33,15 +48,7 @@ void rows(i64 picked, const Acc<T>* panel, const Acc<T>* w, T* out, i64 step, in
       for (int v = 0; v < V; ++v) sum[r][v] = vfma(a[v], b, sum[r][v]);
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r, out += step) {
-#pragma GCC unroll 4
-    for (int v = 0; v + 1 < V; ++v) vstore(out + v * L, sum[r][v]);
-    if (last == L)
-      vstore(out + (V - 1) * L, sum[r][V - 1]);
-    else
-      vstore(out + (V - 1) * L, sum[r][V - 1], last);
-  }
+  put<T, R, V>(sum, out, step, last);
 }
 
 // All outputs of a group over V vectors of pixels, in blocks of kRows, then halves of that.
@@ -60,6 +67,11 @@ void panel(const Params& p, const T* x, const i64* index, const Acc<T>* scale, c
   constexpr int L = kLanes<A>;
   for (i64 k = 0; k < p.picked; ++k, to += V * L) {
     const T* from = x + index[k] * p.channel;
+    if (k + kAhead < p.picked) {
+      const T* const later = x + index[k + kAhead] * p.channel;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) __builtin_prefetch(later + v * L);
+    }
     const Vec<A> s = splat<A>(scale[k]), b = splat<A>(shift[k]);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -69,11 +81,50 @@ void panel(const Params& p, const T* x, const i64* index, const Acc<T>* scale, c
   }
 }
 
+// A group of R outputs: the picked maps go through registers alone.
+template <class T, int R, int V>
+void direct(const Params& p, const T* x, const i64* index, const Acc<T>* scale, const Acc<T>* shift, const Acc<T>* w,
+            T* out, i64 step, int last) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[R][V] = {};
+  for (i64 k = 0; k < p.picked; ++k, w += R) {
+    const T* from = x + index[k] * p.channel;
+    if (k + kAhead < p.picked) {
+      const T* const later = x + index[k + kAhead] * p.channel;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) __builtin_prefetch(later + v * L);
+    }
+    const Vec<A> s = splat<A>(scale[k]), b = splat<A>(shift[k]);
+    Vec<A> a[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const Vec<A> one = v + 1 < V || last == L ? vload(from + v * L) : vload(from + v * L, last);
+      a[v] = activate<A>(vfma(one, s, b), p.act);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> factor = splat<A>(w[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] = vfma(a[v], factor, sum[r][v]);
+    }
+  }
+  put<T, R, V>(sum, out, step, last);
+}
+
 template <class T, int V>
 void tile(const Params& p, i64 g, const T* x, const Acc<T>* w, const Acc<T>* scale, const Acc<T>* shift, T* y, int last,
           Acc<T>* room) {
-  panel<T, V>(p, x, p.index + g * p.picked, scale + g * p.picked, shift + g * p.picked, last, room);
   const i64 each = p.co / p.groups;
+  const i64* const index = p.index + g * p.picked;
+  scale += g * p.picked;
+  shift += g * p.picked;
+  if (each == kRows) {
+    direct<T, kRows, V>(p, x, index, scale, shift, w + g * each * p.picked, y + g * p.pixels, p.groups * p.pixels,
+                        last);
+    return;
+  }
+  panel<T, V>(p, x, index, scale, shift, last, room);
   blocks<T, kRows, V>(each, p.picked, room, w + g * each * p.picked, y + g * p.pixels, p.groups * p.pixels, last);
 }
 

@@ -129,11 +129,18 @@ int nhwc_as(const Params& p, const T* x, const T* w, const Acc<T>* scale, const 
     // As equal as can be: 8 pixels are 4 + 4, not 6 + 2.
     const i64 first = item * all / items, count = (item + 1) * all / items - first;
     A* const own = memory + weights + 2 * row + member() * room;
+    const T* from[kPixels];
+    for (i64 m = 0; m < kPixels; ++m) {
+      const i64 at = first + smaller(m, count - 1);
+      from[m] = x + at / p.pixels * p.image + at % p.pixels * p.pixel;
+    }
+    for (i64 i = 0; i < entries; ++i) {
+      const i64 c = index[i];
+#pragma GCC unroll 8
+      for (int m = 0; m < kPixels; ++m) own[m * row + i] = to_acc(from[m][c]);
+    }
     for (i64 m = 0; m < count; ++m) {
-      const i64 at = first + m;
-      const T* const from = x + at / p.pixels * p.image + at % p.pixels * p.pixel;
       A* const to = own + m * row;
-      for (i64 i = 0; i < entries; ++i) to[i] = to_acc(from[index[i]]);
       for (i64 i = entries; i < row; ++i) to[i] = A(0);
       for (i64 i = 0; i < row; i += L)
         vstore(to + i, activate<A>(vfma(vload(to + i), vload(s + i), vload(b + i)), p.act));

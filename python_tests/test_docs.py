@@ -108,6 +108,11 @@ def test_the_page_of_mldn_block(capsys):
     assert capsys.readouterr().out == "True\n"
 
 
+def test_the_page_of_condensenet():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "condensenet.md").read_text(), re.S)
+    exec(code, {})
+
+
 def test_the_receptive_field_grows_with_the_window(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "field.png"

@@ -401,3 +401,17 @@ def test_only_batch_norms_can_be_picked_from():
     set_condensation_progress(layer, 1.0)
     with pytest.raises(TypeError, match=r"condense: norm must be a BatchNorm; got GroupNorm."):
         layer.condense()
+
+
+def test_condensed_in_16_bit_and_under_autocast():
+    layer = used(LearnedGroupConv2d, 16, 8).float().eval()
+    set_condensation_progress(layer, 1)
+    made, x = layer.condense(), torch.randn(2, 16, 4, 4)
+    due = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = made(x)
+    assert y.dtype is torch.bfloat16
+    torch.testing.assert_close(y.float(), due, rtol=0.05, atol=0.05)
+    half = copy.deepcopy(made).bfloat16()
+    torch.testing.assert_close(half(x.bfloat16()).float(), due, rtol=0.1, atol=0.1)
+    assert made.norm.running_var.dtype is torch.float32 and half.index.dtype is torch.int64

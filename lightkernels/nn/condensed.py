@@ -59,14 +59,15 @@ def picked_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift of a norm by its running statistics, in float32 at least."""
-    mean, var = norm.running_mean, norm.running_var
+    mean, var, weight, bias = norm.running_mean, norm.running_var, norm.weight, norm.bias
     assert mean is not None and var is not None
-    wide = torch.promote_types(var.dtype, torch.float32)
-    scale = (var.to(wide) + norm.eps).rsqrt()
-    if not norm.affine:
+    if var.dtype in (torch.bfloat16, torch.float16):
+        mean, var = mean.float(), var.float()
+    scale = (var + norm.eps).rsqrt()
+    if weight is None:
         return scale, -mean * scale
-    scale = scale * norm.weight
-    return scale, norm.bias - mean * scale
+    scale = scale * weight
+    return scale, torch.addcmul(bias, mean, scale, value=-1)
 
 
 class CondensedConv2d(nn.Module):

@@ -7,11 +7,17 @@ from torch import Tensor
 
 from lightkernels._core import backends
 from lightkernels._core.fused import FusedOp
-from lightkernels._core.spec import fail_type, message, require_tensor
+from lightkernels._core.spec import fail_type, require_tensor
 from lightkernels.ops.condensed_conv2d import reference
 from lightkernels.ops.condensed_conv2d.spec import DIFFERENTIABLE, NAME, Inputs, Outputs, Spec
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# What each dtype is computed in.
+ACCUMULATED = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
 
 OP = FusedOp(
     name=NAME,
@@ -24,6 +30,33 @@ OP = FusedOp(
     definition=reference.run,
     restore=lambda spec, y: y,
 )
+
+
+def _prepared(x: object, weight: object, index: object, scale: object, shift: object, activation: object) -> Inputs:
+    """Types of the public call; norms in the dtype they are computed in; autocast."""
+    given = {"x": x, "weight": weight, "scale": scale, "shift": shift, "index": index}
+    for name, one in given.items():
+        require_tensor(NAME, name, one)
+    t: dict[str, Tensor] = {name: one for name, one in given.items() if isinstance(one, Tensor)}
+    kind, dtype = t["x"].device.type, t["x"].dtype
+    if dtype not in ACCUMULATED:
+        fail_type(NAME, "x", "be float32, float64, bfloat16 or float16", x)
+    if t["x"].layout is not torch.strided:
+        fail_type(NAME, "x", "be a dense tensor", str(t["x"].layout), "x.to_dense() makes one.")
+    autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+    if t["weight"].dtype != dtype and not autocast:
+        fail_type(NAME, "weight", f"have x's dtype {str(dtype).removeprefix('torch.')}", weight)
+    if t["index"].dtype is not torch.int64:
+        fail_type(NAME, "index", "be int64", index)
+    for name in ("scale", "shift"):
+        if not t[name].is_floating_point():
+            fail_type(NAME, name, "be of a floating dtype", t[name])
+    if not isinstance(activation, str):
+        fail_type(NAME, "activation", "be a string", activation)
+    if autocast and dtype is not torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    acc = ACCUMULATED[dtype]
+    return Inputs(t["x"].to(dtype), t["weight"].to(dtype), t["scale"].to(acc), t["shift"].to(acc), t["index"])
 
 
 def condensed_conv2d(
@@ -76,29 +109,14 @@ def condensed_conv2d(
     """
     if backend is not None:
         backends.check_name(backend, NAME)
-    given = {"x": x, "weight": weight, "scale": scale, "shift": shift, "index": index}
-    for name, t in given.items():
-        require_tensor(NAME, name, t)
-        if t.device != x.device:
-            raise ValueError(message(NAME, name, f"be on x's device {x.device}", t))
-    if x.dtype not in DTYPES:
-        fail_type(NAME, "x", "be float32, float64, bfloat16 or float16", x)
-    if x.layout is not torch.strided:
-        fail_type(NAME, "x", "be a dense tensor", str(x.layout), "x.to_dense() makes one.")
-    autocast = x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
-    if weight.dtype != x.dtype and not autocast:
-        fail_type(NAME, "weight", f"have x's dtype {str(x.dtype).removeprefix('torch.')}", weight)
-    if index.dtype is not torch.int64:
-        fail_type(NAME, "index", "be int64", index)
-    for name in ("scale", "shift"):
-        if not given[name].is_floating_point():
-            fail_type(NAME, name, "be of a floating dtype", given[name])
-    if not isinstance(activation, str):
-        fail_type(NAME, "activation", "be a string", activation)
-    dtype = x.dtype
-    if autocast and dtype is not torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-    acc = torch.float64 if dtype is torch.float64 else torch.float32
-    inputs = Inputs(x.to(dtype), weight.to(dtype), scale.to(acc), shift.to(acc), index)
-    y: Tensor = OP(inputs, (activation,), backend).y
+    try:
+        exact = weight.dtype is x.dtype and index.dtype is torch.int64 and x.layout is torch.strided
+        exact = exact and scale.dtype is shift.dtype is ACCUMULATED[x.dtype] and type(activation) is str
+    except (AttributeError, KeyError):
+        exact = False
+    if not exact or torch._C._is_any_autocast_enabled():
+        t = _prepared(x, weight, index, scale, shift, activation)
+    else:
+        t = Inputs(x, weight, scale, shift, index)
+    y: Tensor = OP(t, (activation,), backend).y
     return y

@@ -63,6 +63,8 @@ class Spec:
     def of(cls, t: Inputs, *values: Any) -> Spec:
         (activation,) = values
         x: TensorMeta = t.x
+        for name, one in t._asdict().items():
+            require(one.device == x.device, NAME, name, f"be on x's device {x.device}", one)
         require(len(x.shape) == 4, NAME, "x", "have 4 dimensions [N, C, H, W]", x)
         n, c, h, w = x.shape
         require(len(t.index.shape) == 2, NAME, "index", "have shape [G, K], the K channels of each group", t.index)

@@ -192,14 +192,14 @@ struct Backward {
       }
       if (!b.p.keep) {
 #pragma omp for schedule(static)
-        for (i64 u = 0; u < layers.units(); ++u) layers.project(l, u, mid(l), false);
+        for (i64 u = 0; u < layers.units(); ++u) layers.project(l, back_and_forth(l, u, layers.units()), mid(l), false);
       }
 #pragma omp for schedule(static)
       for (i64 u = 0; u < units; ++u) second_unit(l, u);
 #pragma omp single
       merge_second(l);
 #pragma omp for schedule(static)
-      for (i64 u = 0; u < units; ++u) first_unit(l, u);
+      for (i64 u = 0; u < units; ++u) first_unit(l, back_and_forth(l, u, units));
 #pragma omp single
       merge_first(l);
 #pragma omp for schedule(static)

@@ -23,6 +23,14 @@ void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T
                       Acc<T>* to, Acc<T>* live, i64 tail) {
   using A = Acc<T>;
   constexpr int V = kLanes<A>;
+  // What the next tile of these inputs reads arrives while this one computes.
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kRun; ++v) {
+      __builtin_prefetch(x + r * t.plane + kSub<A> + v * V, 0, 3);
+      __builtin_prefetch(from + r * t.plane + kSub<A> + v * V, 0, 3);
+    }
   Vec<A> acc[kRows][P] = {};
   product<A, P>(w, g, t.depth, acc);
   const std::uint32_t least = t.dropped.drop.threshold;

@@ -63,6 +63,9 @@ struct Block {
   }
 };
 
+// Every other sweep over the batch goes backwards: what the one before it left in cache is met first.
+inline i64 back_and_forth(i64 sweep, i64 i, i64 n) { return sweep % 2 ? n - 1 - i : i; }
+
 // See rsdc::run_job: shared memory, memory of each thread, and a team whose members all call work().
 template <class Job>
 int run(Job& job, int threads) {

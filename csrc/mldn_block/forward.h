@@ -156,7 +156,7 @@ struct Forward {
         second.pack(l, path);
       }
 #pragma omp for schedule(static)
-      for (i64 u = 0; u < layers.units(); ++u) layers.project(l, u, mid(l), batch);
+      for (i64 u = 0; u < layers.units(); ++u) layers.project(l, back_and_forth(l, u, layers.units()), mid(l), batch);
       if (batch) {
 #pragma omp single
         {

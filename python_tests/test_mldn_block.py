@@ -100,8 +100,10 @@ def test_statistics_are_those_of_what_is_normalised(name, backend):
         pytest.skip("not on this backend")
     out = mldn_block_outputs(backend, **tensors, **sample.kwargs)
     due = mldn_block_outputs("reference", **tensors, **sample.kwargs)
-    for a, e in zip(out, due, strict=True):
+    for a, e in zip(out[:-1], due[:-1], strict=True):
         close(a, e)
+    # In whatever order a backend keeps it.
+    close(out.mid.sort().values, due.mid.sort().values)
     assert not any(t.requires_grad for t in out[1:]) and out.mid.numel() > 0
     if sample.kwargs["version"] == 1:
         paths = sample.kwargs["paths"]

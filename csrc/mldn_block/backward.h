@@ -98,12 +98,12 @@ struct Backward {
           beta += second.norms[(u * b.p.mid + o) * 2];
           gamma += second.norms[(u * b.p.mid + o) * 2 + 1];
         }
-        const double inv = static_cast<double>(layers.norm2.inv[i]), scale = static_cast<double>(layers.norm2.scale[i]);
+        const double inv = static_cast<double>(layers.norm2.inv[i]);
         gamma *= inv;
         gaffine[i] = static_cast<A>(gamma);
         gaffine[b.mids() + i] = static_cast<A>(beta);
-        first.plain[i] = batch ? static_cast<A>(scale * beta / samples()) : A(0);
-        first.slope[i] = batch ? static_cast<A>(scale * inv * gamma / samples()) : A(0);
+        first.plain[i] = batch ? static_cast<A>(beta / samples()) : A(0);
+        first.slope[i] = batch ? static_cast<A>(inv * gamma / samples()) : A(0);
       }
     if (!grad.bias3) return;
     T* const bias = static_cast<T*>(grad.bias3) + l * b.p.paths * b.p.kappa;

@@ -39,7 +39,7 @@ void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T
   for (int r = 0; r < kRows; ++r) {
     if (r >= t.rows) return;
     const std::uint32_t key = Drops ? t.dropped.drop.key(t.dropped.row + t.input + r) : 0;
-    const Vec<A> scale = every(t.norm.scale[r]), shift = every(t.norm.shift[r]), mean = every(t.norm.mean[r]);
+    const Vec<A> scale = every(t.norm.scale[r]), beta = every(t.norm.beta[r]), mean = every(t.norm.mean[r]);
     A* const total = t.sums + r * 2 * V;
     Vec<A> s = vload(total), q = vload(total + V);
 #pragma GCC unroll 4
@@ -48,7 +48,7 @@ void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T
       const i64 at = r * t.plane + v * V;
       const Vec<A> one = whole ? vload(x + at) : vload(x + at, static_cast<int>(tail));
       const Vec<A> before = whole ? vload(from + at) : vload(from + at, static_cast<int>(tail));
-      const Vec<A> u = vfma(one, scale, shift);
+      const Vec<A> d = one - mean, u = vfma(d, scale, beta);
       Vec<A> a = relu(u), b = acc[r][v];
       if constexpr (Drops) {
         a = kept<A>(a * factor, t.pixel + v * V, key, least);
@@ -57,7 +57,7 @@ void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T
       b = where_positive(u, b);
       vstore(live + r * kSub<A> + v * V, a);
       s += b;
-      q = vfma(b, one - mean, q);
+      q = vfma(b, d, q);
       const Vec<A> after = vfma(b, scale, before);
       if (whole)
         vstore(to + at, after);
@@ -122,7 +122,7 @@ struct FirstGrad {
   }
   void pack(i64 l, i64 path) {
     const i64 width = b.width(l);
-    pack_rows<T>(layers.weight1(l, path), width, b.p.mid, 1, width, nullptr, packed + path * b.p.mid * wide());
+    pack_rows<T>(layers.weight1(l, path), width, b.p.mid, 1, width, packed + path * b.p.mid * wide());
   }
 
   // Gradients of the first convolution's outputs of one sub-panel.
@@ -133,7 +133,8 @@ struct FirstGrad {
                    by = every(slope[c]);
       for (i64 v = 0; v < sub.vectors; ++v) {
         const i64 n = v == sub.vectors - 1 ? sub.tail : V;
-        Vec<A> g = vfma(load_line(inner + at + v * V, n), scale, -less) - (load_line(mid + at + v * V, n) - mean) * by;
+        Vec<A> g = load_line(inner + at + v * V, n) - less;
+        g = vfma(mean - load_line(mid + at + v * V, n), by, g) * scale;
         if (n < V) g = head<A>(g, n);
         vstore(to + v * V, g);
       }

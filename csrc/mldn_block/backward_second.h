@@ -155,19 +155,19 @@ struct SecondGrad {
     const Maps<A>& m = layers.maps;
     for (i64 r = 0; r < rows; ++r, z += b.pixels, inner += b.pixels) {
       const i64 c = channel + r, plane = c % b.p.mid;
-      const Vec<A> scale = every(layers.norm2.scale[c]), shift = every(layers.norm2.shift[c]),
+      const Vec<A> scale = every(layers.norm2.scale[c]), beta = every(layers.norm2.beta[c]),
                    mean = every(layers.norm2.mean[c]);
       A* const total = sums + plane * 2 * V;
       Vec<A> s = vload(total), q = vload(total + V);
       for (i64 i = 0; i < m.h; ++i)
         for (i64 j = 0; j < m.w; j += V) {
           const i64 n = m.w - j, at = r * m.flat + i * m.pitch + j;
-          const Vec<A> v = load_line(z + i * m.w + j, n), u = vfma(v, scale, shift);
+          const Vec<A> v = load_line(z + i * m.w + j, n) - mean, u = vfma(v, scale, beta);
           store_line<A>(live + at, relu(u), n);
           const Vec<A> g = where_positive(u, load_line(made + at, n));
           store_line<A>(inner + i * m.w + j, g, n);
           s += g;
-          q = vfma(g, v - mean, q);
+          q = vfma(g, v, q);
         }
       vstore(total, s);
       vstore(total + V, q);

@@ -120,8 +120,8 @@ struct Forward {
     const i64 inputs = b.inputs(), channel = path * b.p.mid + g * inputs, to = b.partner(l, path);
     const T* const z = mid(l) + (n * b.p.paths * b.p.mid + channel) * b.pixels;
     for (i64 i = 0; i < inputs; ++i)
-      stage_active<T>(z + i * b.pixels, layers.norm2.scale[channel + i], layers.norm2.shift[channel + i], layers.maps,
-                      second.staged + i * layers.maps.map);
+      stage_active<T>(z + i * b.pixels, layers.norm2.mean[channel + i], layers.norm2.scale[channel + i],
+                      layers.norm2.beta[channel + i], layers.maps, second.staged + i * layers.maps.map);
     T* const maps = layers.y + ((n * b.p.paths + to) * b.end + b.width(l) + g * b.outputs()) * b.pixels;
     second.make(l, path, g, maps);
     if (!batch || l == b.p.layers - 1) return;

@@ -1,30 +1,27 @@
-// Evaluation without gradients: image by image through all layers, so that maps stay in cache. Norms are constants; the
-// second one is folded into the first convolution's weights.
+// Evaluation without gradients: image by image through all layers, so that maps stay in cache. Norms are constants, and
+// the arithmetic is that of the forward pass.
 #pragma once
 #include "mldn_block/forward.h"
 
 namespace {
 namespace mldn {
 
-// Activated outputs of the first convolution, `pitch` apart; rows: how many exist.
+// Activated outputs of the first convolution, `pitch` apart; rows: how many exist, of which norm holds the constants.
 template <class A, int P>
-void activate_tile(i64 depth, i64 rows, i64 pitch, const A* init, const A* w, const A* a, A* to) {
+void activate_tile(i64 depth, i64 rows, i64 pitch, const Norm<A>& norm, const A* w, const A* a, A* to) {
   constexpr int V = kLanes<A>;
-  Vec<A> acc[kRows][P];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < P; ++v) acc[r][v] = every(init[r]);
+  Vec<A> acc[kRows][P] = {};
   product<A, P>(w, a, depth, acc);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
     if (r >= rows) return;
+    const Vec<A> mean = every(norm.mean[r]), scale = every(norm.scale[r]), beta = every(norm.beta[r]);
 #pragma GCC unroll 4
-    for (int v = 0; v < P; ++v) vstore(to + r * pitch + v * V, relu(acc[r][v]));
+    for (int v = 0; v < P; ++v) vstore(to + r * pitch + v * V, relu(vfma(acc[r][v] - mean, scale, beta)));
   }
 }
 template <class A>
-using ActivateFn = void (*)(i64, i64, i64, const A*, const A*, const A*, A*);
+using ActivateFn = void (*)(i64, i64, i64, const Norm<A>&, const A*, const A*, A*);
 template <class A>
 ActivateFn<A> activate_fn(i64 vectors) {
   static constexpr ActivateFn<A> fn[] = {nullptr, activate_tile<A, 1>, activate_tile<A, 2>, activate_tile<A, 3>,
@@ -47,8 +44,9 @@ struct Infer {
   i64 pitch, panel;  // pixels of a map, whole vectors; pixels packed at a time
   // Shared, of all layers:
   Norm<A> norm1;  // [layer][path][group][input]
+  i64* chosen;    // likewise: which channel of the path
   A* packed;      // [layer][path][group][output / kRows][input][kRows]
-  A* init;        // [layer][path][group][block]
+  Norm<A> norm2;  // [layer][path][group][block]
   // Of a thread:
   A *inputs, *inner;  // inner: [mid][pitch]
 
@@ -68,8 +66,9 @@ struct Infer {
   i64 columns() const { return groups * b.columns() / part; }
   void share(Arena& a) {
     norm1.take(a, columns());
+    chosen = a.take<i64>(columns());
     packed = a.take<A>(columns() * block);
-    init = a.take<A>(b.p.layers * b.p.paths * groups * block);
+    norm2.take(a, b.p.layers * b.p.paths * groups * block);
     second.share(a);
   }
   void own(Arena& a) {
@@ -84,25 +83,27 @@ struct Infer {
                    *const running2 = static_cast<const A*>(layers.in.running2);
     for (i64 i = column(l, path); i < column(l, path) + groups * depth(l); ++i)
       norm1.set(i, affine1[i], affine1[columns() + i], running1[i], running1[columns() + i], b.p.eps);
+    const i64* const index = layers.in.index;
+    for (i64 i = column(l, path); index && i < column(l, path) + groups * depth(l); ++i) {
+      chosen[i] = index[i];
+      if (index[i] >= 0 && index[i] < b.width(l)) continue;
+      chosen[i] = 0;  // there is no such channel: zeros
+      norm1.scale[i] = norm1.beta[i] = 0;
+    }
     const T* const w = static_cast<const T*>(layers.in.weight1) + b.p.mid * (b.start(l) + path * b.width(l)) / part;
     A* to = packed + column(l, path) * block;
-    A* start = init + (l * b.p.paths + path) * groups * block;
+    i64 at = (l * b.p.paths + path) * groups * block;
     for (i64 g = 0; g < groups; ++g)
       for (i64 q = 0; q < block; q += kRows) {
-        A scale[kRows] = {};
-        for (i64 r = 0; r < kRows; ++r, ++start) {
-          const i64 o = (q + r) * groups + g, i = (l * b.p.paths + path) * b.p.mid + o;
-          *start = 0;
-          if (o >= b.p.mid) continue;
-          const double inv = 1 / __builtin_sqrt(static_cast<double>(running2[b.mids() + i]) + b.p.eps);
-          const double by = inv * static_cast<double>(layers.affine2(0)[i]);
-          scale[r] = static_cast<A>(by);
-          *start = static_cast<A>(layers.affine2(1)[i] - by * static_cast<double>(running2[i]));
+        for (i64 o = q * groups + g; o < (q + kRows) * groups + g; o += groups, ++at) {
+          const i64 i = (l * b.p.paths + path) * b.p.mid + o;
+          if (o < b.p.mid)
+            norm2.set(at, layers.affine2(0)[i], layers.affine2(1)[i], running2[i], running2[b.mids() + i], b.p.eps);
         }
         for (i64 k = 0; k < depth(l); ++k)
           for (i64 r = 0; r < kRows; ++r) {
             const i64 o = (q + r) * groups + g;
-            *to++ = o < b.p.mid ? scale[r] * to_acc(w[o * depth(l) + k]) : A(0);
+            *to++ = o < b.p.mid ? to_acc(w[o * depth(l) + k]) : A(0);
           }
       }
     second.pack(l, path);
@@ -110,7 +111,7 @@ struct Infer {
 
   void first(i64 l, i64 path, i64 n) {
     const i64 channels = groups * depth(l), least = column(l, path);
-    const i64* const index = groups > 1 || layers.in.index ? layers.in.index + least : nullptr;
+    const i64* const index = layers.in.index ? chosen + least : nullptr;
     for (i64 from = 0; from < b.pixels; from += panel) {
       const i64 count = smaller(panel, b.pixels - from);
       pack_active<T, false>(layers.prefix(n, path) + from, b.pixels, index, channels, count, norm1.from(least), {}, 0,
@@ -120,7 +121,7 @@ struct Infer {
         for (i64 g = 0; g < groups; ++g)
           for (i64 q = 0; q < block && q * groups + g < b.p.mid; q += kRows)
             activate_fn<A>(vectors)(depth(l), ceil_div(b.p.mid - g - q * groups, groups), groups * pitch,
-                                    init + ((l * b.p.paths + path) * groups + g) * block + q,
+                                    norm2.from(((l * b.p.paths + path) * groups + g) * block + q),
                                     packed + least * block + (g * block + q) * depth(l),
                                     inputs + i * channels + g * depth(l) * kSub<A>,
                                     inner + (q * groups + g) * pitch + from + i);

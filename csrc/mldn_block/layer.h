@@ -78,7 +78,7 @@ struct Layers {
       for (i64 n = 0; n < images; ++n)
         for (i64 c = 0; c < width; ++c) {
           const i64 i = path * width + c, at = c * b.pixels + b.pixels / 2;
-          const A v = to_acc(prefix(n, path)[at]) * norm1.scale[i] + norm1.shift[i];
+          const A v = (to_acc(prefix(n, path)[at]) - norm1.mean[i]) * norm1.scale[i] + norm1.beta[i];
           if (v > 0) sum += static_cast<double>(v) * static_cast<double>(to_acc(weight1(l, path)[o * width + c]));
         }
       origin[path * b.p.mid + o] = static_cast<A>(sum / static_cast<double>(images));
@@ -127,7 +127,7 @@ struct Layers {
 
   void pack1(i64 l, i64 path) {
     const i64 width = b.width(l);
-    pack_rows<T>(weight1(l, path), b.p.mid, width, width, 1, nullptr, packed1 + path * b.rows() * width);
+    pack_rows<T>(weight1(l, path), b.p.mid, width, width, 1, packed1 + path * b.rows() * width);
   }
 };
 

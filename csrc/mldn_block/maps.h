@@ -71,16 +71,16 @@ LK_INLINE Vec<Acc<T>> load_line(const T* from, i64 n) {
   return n >= kLanes<Acc<T>> ? vload(from) : vload(from, static_cast<int>(n));
 }
 
-// relu(z * scale + shift) of one map into a staged one.
+// relu((z - mean) * scale + beta) of one map into a staged one.
 template <class T>
-void stage_active(const T* z, Acc<T> scale, Acc<T> shift, const Maps<Acc<T>>& maps, Acc<T>* to) {
+void stage_active(const T* z, Acc<T> mean, Acc<T> scale, Acc<T> beta, const Maps<Acc<T>>& maps, Acc<T>* to) {
   using A = Acc<T>;
   constexpr i64 V = kLanes<A>;
   to += maps.origin();
   for (i64 i = 0; i < maps.h; ++i, to += maps.pitch, z += maps.w)
     for (i64 j = 0; j < maps.w; j += V) {
       const i64 n = maps.w - j;
-      store_line<A>(to + j, relu(vfma(load_line(z + j, n), every(scale), every(shift))), n);
+      store_line<A>(to + j, relu(vfma(load_line(z + j, n) - every(mean), every(scale), every(beta))), n);
     }
 }
 

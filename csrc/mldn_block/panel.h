@@ -7,23 +7,24 @@ namespace mldn {
 
 // A panel holds sub-panels of kSub pixels; a sub-panel holds its rows one after another.
 
-// Constants of one channel's norm: v * scale + shift is what ReLU sees, (v - mean) * inv the normalised value.
+// Constants of one channel's norm: (v - mean) * scale + beta is what ReLU sees, (v - mean) * inv the normalised value.
+// The mean is subtracted first: where it is far above the deviation, v * scale + shift would round twice as badly.
 template <class A>
 struct Norm {
-  A *scale, *shift, *mean, *inv;
+  A *scale, *beta, *mean, *inv;
   void take(Arena& a, i64 n) {
     scale = a.take<A>(n);
-    shift = a.take<A>(n);
+    beta = a.take<A>(n);
     mean = a.take<A>(n);
     inv = a.take<A>(n);
   }
-  Norm from(i64 i) const { return {scale + i, shift + i, mean + i, inv + i}; }
-  void set(i64 i, double gamma, double beta, double m, double variance, double eps) const {
+  Norm from(i64 i) const { return {scale + i, beta + i, mean + i, inv + i}; }
+  void set(i64 i, double gamma, double b, double m, double variance, double eps) const {
     const double r = 1 / __builtin_sqrt(variance + eps);
     mean[i] = static_cast<A>(m);
     inv[i] = static_cast<A>(r);
     scale[i] = static_cast<A>(gamma * r);
-    shift[i] = static_cast<A>(beta - m * gamma * r);
+    beta[i] = static_cast<A>(b);
   }
 };
 
@@ -35,8 +36,9 @@ struct Dropped {
 };
 
 template <bool Drops, class A>
-LK_INLINE Vec<A> active(Vec<A> v, A scale, A shift, A factor, i64 pixel, std::uint32_t key, std::uint32_t threshold) {
-  Vec<A> a = relu(vfma(v, every(scale), every(shift)));
+LK_INLINE Vec<A> active(Vec<A> v, A mean, A scale, A beta, A factor, i64 pixel, std::uint32_t key,
+                        std::uint32_t threshold) {
+  Vec<A> a = relu(vfma(v - every(mean), every(scale), every(beta)));
   if constexpr (Drops) a = kept<A>(a * every(factor), pixel, key, threshold);
   return a;
 }
@@ -51,7 +53,7 @@ void pack_active(const T* image, i64 plane, const i64* index, i64 channels, i64 
   const A factor = static_cast<A>(d.factor);
   for (i64 c = 0; c < channels; ++c, to += S) {
     const T* const from = image + (index ? index[c] : c) * plane;
-    const A scale = norm.scale[c], shift = norm.shift[c];
+    const A mean = norm.mean[c], scale = norm.scale[c], beta = norm.beta[c];
     const std::uint32_t key = Drops ? d.drop.key(d.row + c) : 0, least = d.drop.threshold;
     A* row = to;
     i64 i = 0;
@@ -59,23 +61,20 @@ void pack_active(const T* image, i64 plane, const i64* index, i64 channels, i64 
 #pragma GCC unroll 4
       for (int v = 0; v < kRun; ++v)
         vstore(row + v * V,
-               active<Drops, A>(vload(from + i + v * V), scale, shift, factor, pixel + i + v * V, key, least));
+               active<Drops, A>(vload(from + i + v * V), mean, scale, beta, factor, pixel + i + v * V, key, least));
     for (i64 v = 0; i < n; i += V, v += V) {
       const Vec<A> x = i + V <= n ? vload(from + i) : vload(from + i, static_cast<int>(n - i));
-      vstore(row + v, active<Drops, A>(x, scale, shift, factor, pixel + i, key, least));
+      vstore(row + v, active<Drops, A>(x, mean, scale, beta, factor, pixel + i, key, least));
     }
   }
 }
 
 // Weights of kRows outputs together, zeros past the end: [block][input][kRows].
 template <class T>
-void pack_rows(const T* w, i64 outputs, i64 inputs, i64 by_output, i64 by_input, const Acc<T>* scale, Acc<T>* to) {
+void pack_rows(const T* w, i64 outputs, i64 inputs, i64 by_output, i64 by_input, Acc<T>* to) {
   for (i64 o = 0; o < outputs; o += kRows)
     for (i64 i = 0; i < inputs; ++i)
-      for (i64 r = o; r < o + kRows; ++r) {
-        const Acc<T> one = r < outputs ? to_acc(w[r * by_output + i * by_input]) : Acc<T>(0);
-        *to++ = scale && r < outputs ? one * scale[r] : one;
-      }
+      for (i64 r = o; r < o + kRows; ++r) *to++ = r < outputs ? to_acc(w[r * by_output + i * by_input]) : Acc<T>(0);
 }
 
 // acc[r][v] += sum over k of w[k][r] * a[k][v].

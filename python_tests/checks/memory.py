@@ -91,7 +91,13 @@ def upstream_views(target: Target, case: Case, dtype: torch.dtype, layout: str, 
     for name, view in given:
         before = view.clone()
         try:
-            judge(target, sample, evaluate(target, sample, view), view)
+            actual = evaluate(target, sample, view)
+            if view is ones and not target.op.bilinear:  # it cancels in a norm's backward, down to rounding
+                dense = evaluate(target, sample, torch.ones_like(y))
+                for (what, a), (_, e) in zip(actual.named(), dense.named(), strict=True):
+                    assert_same_bits(a, e, what)
+            else:
+                judge(target, sample, actual, view)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
         assert_same_bits(view, before, f"{name}: the gradient after the call")

@@ -14,6 +14,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from lightkernels._core import triton_host
 from lightkernels._core.spec import TensorMeta, dense_stride
 from lightkernels._core.triton_static import Code, Launch, compile_for
 from lightkernels.ops.multi_dwconv2d.op import OP
@@ -185,12 +186,20 @@ def test_rsdc2d_multiplies_by_warpgroups(name: str) -> None:
 
 
 def test_rsdc2d_precision_of_float32_is_pytorch_s() -> None:
-    """TF32 products where cuDNN may use them, else true float32."""
+    """TF32 products where cuDNN may use them, else true float32; by the older flag and by the newer."""
     for name, tensor_cores in (("tf32", True), ("ieee", False)):
         (launch,) = [launch for launch in rsdc_launches(name) if launch.kernel.__name__ == "conv_dot"]
         opcodes = compiled(launch, 90).opcodes
         assert (opcodes["HGMMA"] + opcodes["HMMA"] > 0) is tensor_cores
         assert (opcodes["FFMA"] > 100) is not tensor_cores
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    try:
+        for value in ("ieee", "tf32"):
+            convolutions.fp32_precision = value
+            assert triton_host.dot_mode(torch.float32) == value
+    finally:
+        convolutions.fp32_precision = before
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.lanes])

@@ -46,6 +46,18 @@ def unsuited(device: str) -> str | None:
     return None
 
 
+def dot_mode(dtype: torch.dtype) -> str:
+    """How kernels multiply matrices, when they are called; "wide" is for the interpreter, which has no bfloat16.
+
+    PyTorch lets cuDNN round float32 to TF32 unless it is told not to, in one of two ways, and reading the older flag
+    fails where the newer was set.
+    """
+    if interpreting():
+        return "wide" if dtype is torch.bfloat16 else "ieee"
+    allowed = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if dtype is torch.float32 and allowed == "tf32" else "ieee"
+
+
 def guard(device: torch.device) -> AbstractContextManager[Any]:
     """Inside, ``device`` is the current one: Triton launches there."""
     if device.type != "cuda" or torch.cuda.current_device() == device.index:

@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from lightkernels._core.triton_host import blocks, interpreting, pow2
+from lightkernels._core.triton_host import blocks, dot_mode, pow2
 from lightkernels.ops.mldn_block import composite, triton_kernels
 from lightkernels.ops.mldn_block.spec import Inputs, Outputs, Spec
 
@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from lightkernels._core.triton_static import Launch
 
 SMALL = {"num_warps": 4, "num_stages": 1}
-
-
-def mode(dtype: torch.dtype) -> str:
-    if interpreting():
-        return "wide" if dtype is torch.bfloat16 else "ieee"
-    return "tf32" if dtype is torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 class Tiles:
@@ -44,7 +38,12 @@ class Block:
         self.m = spec.n * spec.h * spec.w
         acc = {torch.float64: tl.float64}.get(spec.acc_dtype, tl.float32)
         self.common: dict[str, Any] = {"PATHS": spec.paths, "MID": spec.mid, "EPS": spec.eps, "ACC": acc}
-        self.common |= {"STATS": spec.batch_stats, "MODE": mode(spec.dtype), "BM": self.tiles.bm, "BK": self.tiles.bk}
+        self.common |= {
+            "STATS": spec.batch_stats,
+            "MODE": dot_mode(spec.dtype),
+            "BM": self.tiles.bm,
+            "BK": self.tiles.bk,
+        }
         self.options = {"num_warps": self.tiles.warps, "num_stages": 3}
         last = spec.layout == "nhwc"
         channels, pixels = spec.paths * spec.mid, spec.h * spec.w

@@ -41,7 +41,8 @@ def programs(spec: Spec) -> int:
     least = 1 if config.direct(spec) else 16
     channels = max(spec.c, spec.c_out)
     each = channels if least == 1 else spec.groups * -(-channels // spec.groups // least)
-    return (spec.n * max(spec.ho * spec.wo, (spec.h + spec.stride[0]) * (spec.w + spec.stride[1])) // 32 + 1) * each
+    pixels = spec.n * max(spec.ho * spec.wo, (spec.h + spec.stride[0]) * (spec.w + spec.stride[1]))
+    return (pixels // 32 + config.phases(spec) + 1) * each
 
 
 def copies(spec: Spec) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 
 from lightkernels._core import tuning
-from lightkernels._core.triton_host import blocks, interpreting, pow2
+from lightkernels._core.triton_host import blocks, dot_mode, pow2
 
 if TYPE_CHECKING:
     from lightkernels.ops.rsdc2d.op import Spec
@@ -78,13 +78,6 @@ def pixels(spec: Spec, back: bool) -> int:
     return spec.n * blocks((spec.h, spec.stride[0]), (spec.w, spec.stride[1]))
 
 
-def mode(dtype: torch.dtype) -> str:
-    """The kernels' MODE, when they are called: PyTorch lets cuDNN round float32 to TF32 unless it is told not to."""
-    if interpreting():
-        return "wide" if dtype is torch.bfloat16 else "ieee"
-    return "tf32" if dtype is torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
-
-
 def generation(spec: Spec) -> int:
     """Of the device's architecture, or the one that tiles are made for where there is none."""
     return torch.cuda.get_device_capability()[0] if spec.device == "cuda" else 9
@@ -97,7 +90,7 @@ def fitted(size: int, choices: tuple[tuple[int, float], ...]) -> int:
 
 def conv_tile(spec: Spec, kind: str) -> ConvTile:
     tile = _tile(spec, kind, ConvTile, _conv_tile)
-    if spec.dtype is torch.float32 and mode(spec.dtype) == "ieee":  # without tensor cores operands lie in registers
+    if spec.dtype is torch.float32 and dot_mode(spec.dtype) == "ieee":  # without tensor cores operands lie in registers
         return tile._replace(bm=min(tile.bm, 64), stages=3)
     return tile
 

@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from lightkernels._core.triton_host import blocks, pow2
+from lightkernels._core.triton_host import blocks, dot_mode, pow2
 from lightkernels.ops.rsdc2d import triton_config, triton_direct, triton_dot, triton_pack
 from lightkernels.ops.rsdc2d.triton_config import NARROW, PROGRAMS, direct_tile, pixels, sides
 
@@ -71,7 +71,7 @@ def conv(spec: Spec, kind: str, x: Tensor, w: Tensor, b: Tensor | None, taps: Te
     programs = blocks((m, dot.bm), (cout, dot.bn)) * spec.groups * count
     triton_dot.conv_dot[(programs,)](
         x, packed, bias, y, table, counts, m, spec.taps, **common, **_window(spec, False), **steps, SETS=spec.sets,
-        TABLE=count > 1, FLAT=cin < NARROW, MODE=triton_config.mode(x.dtype), BM=dot.bm, BN=dot.bn, BK=dot.bk,
+        TABLE=count > 1, FLAT=cin < NARROW, MODE=dot_mode(x.dtype), BM=dot.bm, BN=dot.bn, BK=dot.bk,
         num_warps=dot.warps, num_stages=dot.stages,
     )  # fmt: skip
 
@@ -99,7 +99,7 @@ def grad(spec: Spec, g: Tensor, x: Tensor, taps: Tensor, gw: Tensor) -> None:
         per, parts = _runs(items, each)
         part = x.new_empty((parts, spec.taps, spec.c_out * cin), dtype=_acc(x.dtype)[0])
         triton_dot.grad_dot[(each * parts,)](
-            g, x, part, taps, m, items, per, **common, SETS=spec.sets, MODE=triton_config.mode(x.dtype),
+            g, x, part, taps, m, items, per, **common, SETS=spec.sets, MODE=dot_mode(x.dtype),
             BM=dot.bm, BO=dot.bo, BC=dot.bc, TAPS=dot.taps, num_warps=dot.warps, num_stages=dot.stages,
         )  # fmt: skip
     size = spec.c_out * cin

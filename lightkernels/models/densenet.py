@@ -67,6 +67,13 @@ def densenet121_16(num_classes: int = 120, *, stride_after: int = 2) -> DenseNet
     Raises TypeError and ValueError for other arguments.
 
     Equivalent to: ``create_model("densenet121_16", num_classes=120)``   (the default arguments)
+
+    >>> import torch
+    >>> from lightkernels.models import count, create_model
+    >>> with torch.device("meta"):
+    ...     network = create_model("densenet121_16", num_classes=120)
+    >>> count(network, (3, 16, 16))
+    Count(params=7069176, ops=709402624)
     """
     positive_int("densenet121_16", "num_classes", num_classes)
     positive_int("densenet121_16", "stride_after", stride_after)

@@ -117,6 +117,13 @@ def mobilenetv2_16(num_classes: int = 120) -> MobileNetV2:
     Shapes: ``[N, 3, H, W]`` to ``[N, num_classes]``; the published size is 16x16.
 
     Equivalent to: ``create_model("mobilenetv2_16", num_classes=120)``   (the default arguments)
+
+    >>> import torch
+    >>> from lightkernels.models import count, create_model
+    >>> with torch.device("meta"):
+    ...     network = create_model("mobilenetv2_16", num_classes=120)
+    >>> count(network, (3, 16, 16))
+    Count(params=2377592, ops=251983872)
     """
     positive_int("mobilenetv2_16", "num_classes", num_classes)
     return MobileNetV2(MOBILENETV2_16, num_classes, "relu6", 1, plain_body)

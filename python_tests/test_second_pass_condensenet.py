@@ -10,46 +10,9 @@ from lightkernels import models
 from lightkernels.nn import condense, set_condensation_progress
 from second_pass.mldn import forward
 from second_pass.mldn_compare import agree
+from second_pass.mldn_names import IGNORED, condensenet
 from second_pass.mldn_plan import Net, net_slots
-from second_pass.mldn_state import Name, weights_from
-
-LEAVES = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
-HEAD = {
-    "stem": "stem.weight",
-    "head.excite.down": "excite.squeeze.weight",
-    "head.excite.up": "excite.excite.weight",
-    "head.hidden": "hidden.0.weight",
-    "head.hidden_bias": "hidden.0.bias",
-    "head.classify": "classifier.weight",
-    "head.classify_bias": "classifier.bias",
-}
-LAYER = {
-    "squeeze": "reduce.weight",
-    "mask": "reduce.mask",
-    "conv": "conv.weight",
-    "back": "reactivate.weight",
-    "back_mask": "reactivate.mask",
-    "excite.down": "excite.squeeze.weight",
-    "excite.up": "excite.excite.weight",
-    "norm1": "reduce.norm",
-    "norm2": "norm",
-    "back_norm": "reactivate.norm",
-}
-IGNORED = ("num_batches_tracked", "stage")
-
-
-def _names(name: str) -> Name:
-    if name in HEAD:
-        return HEAD[name]
-    stem, _, leaf = name.rpartition(".")
-    if stem == "head.norm":
-        return f"norm.{LEAVES[leaf]}"
-    _, block, _, layer, *rest = name.split(".")
-    at = f"blocks.{2 * int(block)}.{layer}."
-    if rest[-1] in LEAVES:
-        return f"{at}{LAYER[rest[0]]}.{LEAVES[rest[1]]}"
-    return at + LAYER[".".join(rest)]
-
+from second_pass.mldn_state import weights_from
 
 SIZES: dict[str, Any] = {"stages": (2, 3), "growth": (4, 8)}
 GATES = {"hswish_from_block": 1, "se_from_block": 0, "head_reduction": 4, "hidden": 6}
@@ -88,7 +51,7 @@ def _images() -> Tensor:
 def test_agrees(options: dict[str, Any], net: dict[str, Any], training: bool, progress: float) -> None:
     model = _made(options)
     set_condensation_progress(model, progress)
-    agree(model, Net(**SIZES, **net, classes=5), _names, _images(), training=training, ignored=IGNORED)
+    agree(model, Net(**SIZES, **net, classes=5), condensenet, _images(), training=training, ignored=IGNORED)
 
 
 @pytest.mark.parametrize(("options", "net"), CASES, ids=IDS)
@@ -97,7 +60,7 @@ def test_pruning_keeps_the_heaviest_in_each_group(options: dict[str, Any], net: 
     slots = net_slots(plan)
     for progress in (0.3, 1.0):
         set_condensation_progress(model, progress)
-        weights = weights_from(model.state_dict(), slots, _names, IGNORED)
+        weights = weights_from(model.state_dict(), slots, condensenet, IGNORED)
         events = min(plan.condense - 1, int(2 * progress * (plan.condense - 1)))
         for name, slot in slots.items():
             if slot.kind != "mask":
@@ -115,6 +78,6 @@ def test_pruning_keeps_the_heaviest_in_each_group(options: dict[str, Any], net: 
 def test_condensed_agrees(options: dict[str, Any], net: dict[str, Any]) -> None:
     model, plan = _made(options).eval(), Net(**SIZES, **net, classes=5)
     set_condensation_progress(model, 1.0)
-    weights = weights_from(model.state_dict(), net_slots(plan), _names, IGNORED)
+    weights = weights_from(model.state_dict(), net_slots(plan), condensenet, IGNORED)
     expected, _ = forward(weights, _images(), plan, training=False, condensed=True)
     torch.testing.assert_close(condense(model)(_images()), expected, rtol=1e-9, atol=1e-9)

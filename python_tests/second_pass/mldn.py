@@ -15,10 +15,11 @@ from .mldn_plan import Block, Net
 
 def partners(pairing: str, paths: int, layer: int) -> list[int]:
     """Whose result path p keeps; layers count within their block."""
-    if pairing == "rotate":
-        return [(p + 1) % paths for p in range(paths)]
     if paths == 1:
         return [0]
+    if pairing == "rotate":
+        # No paper has it. As the documentation defines it: what path p makes goes 1 + l mod (P - 1) paths on.
+        return [(p - 1 - layer % (paths - 1)) % paths for p in range(paths)]
     if pairing == "xor1":
         assert paths % 2 == 0, f"paths must be 1 or even, is {paths}"
         return [p ^ 1 for p in range(paths)]

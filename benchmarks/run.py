@@ -30,7 +30,9 @@ QUICK = ("64x32x32x32", "8x96x56x56", "32x384x14x14")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="rows to measure; all of them if none is named")
-    parser.add_argument("--op", default="multi_dwconv2d", help="the operator's table: multi_dwconv2d or rsdc2d")
+    parser.add_argument(
+        "--op", default="multi_dwconv2d", help="the operator's table: multi_dwconv2d, rsdc2d or mldn_block"
+    )
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
     parser.add_argument("--isa", type=listed, default=["auto"], help="auto, avx2, avx512, or several: auto,avx2")
     parser.add_argument("--quick", action="store_true", help="three shapes, few rounds, no torch.compile; for a look")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cpu import rsdc, small
+from cpu import mldn, rsdc, small
 from cpu.common import Row, Target
 from cpu.speed import arithmetic, depthwise, every, nchw, nhwc, scaling, speedup, upcast
 
@@ -85,4 +85,4 @@ ROWS = (
     Row("memory", "memory beyond the outputs", small.MEMORY, small.memory),
 )
 
-TABLES = {"multi_dwconv2d": ROWS, "rsdc2d": rsdc.ROWS}
+TABLES = {"multi_dwconv2d": ROWS, "rsdc2d": rsdc.ROWS, "mldn_block": mldn.ROWS}

@@ -1,0 +1,184 @@
+"""The table of MLDN: whole networks of 14-14-14 layers, batch 32, 32x32 images, against PyTorch's eager forms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from cpu import mldn_nets
+from cpu.common import Record, Row, Settings, Target, times, value
+from lightkernels import models
+from lightkernels._core import measure
+from lightkernels.nn import set_condensation_progress
+
+GROWTH = (8, 16, 32)
+SHAPES = {
+    f"{name}{'-rsdc5' if conv == 'rsdc' else ''}": (paths, conv)
+    for conv in ("standard", "rsdc")
+    for name, paths in (("222", (2, 2, 2)), ("244", (2, 4, 4)), ("248", (2, 4, 8)))
+}
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+OURS = "lightkernels"
+BATCH = 32
+
+
+def network(paths: tuple[int, ...], conv: str, progress: float) -> nn.Module:
+    torch.manual_seed(0)
+    model = models.mldn(growth=GROWTH, paths=paths, conv=conv, dropout=0.0)
+    set_condensation_progress(model, progress)
+    return model
+
+
+def _placed(model: nn.Module, layout: str) -> nn.Module:
+    return copy.deepcopy(model).to(memory_format=LAYOUTS[layout])
+
+
+def _step(model: nn.Module, x: Tensor, g: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        for p in model.parameters():
+            p.grad = None
+        y: Tensor = model(x)
+        y.backward(g)
+        return y
+
+    return call
+
+
+def _infer(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.no_grad():
+            y: Tensor = model(x)
+        return y
+
+    return call
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """Memory held between forward and backward, parameters left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
+    held: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        s = t.untyped_storage()
+        if s.data_ptr() not in own:
+            held[s.data_ptr()] = s.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = model(x)
+    assert y.requires_grad
+    return sum(held.values())
+
+
+def _values(result: dict[str, measure.Timing], targets: dict[str, Callable[[str], bool]]) -> list[Record]:
+    found = []
+    for key, accepts in targets.items():
+        labels = [n for n in result if accepts(n)]
+        for layout in LAYOUTS:
+            best = {s: min(labels, key=lambda n: getattr(result[n], s)) for s in ("min", "median")}
+            figures = {s: getattr(result[n], s) / getattr(result[f"{OURS} {layout}"], s) for s, n in best.items()}
+            found.append(value(key, layout, figures["min"], figures["median"], best["min"]))
+    return found
+
+
+def _measured(shape: str, kind: str, settings: Settings, x: Tensor, forms: dict[str, nn.Module]) -> Record:
+    """``forms``: the first is ours; those called CondenseNet are another network and not compared."""
+    g = torch.randn(BATCH, 10)
+    calls, errors = {}, {}
+    truth: Tensor | None = None
+    for name, model in forms.items():
+        for layout, fmt in LAYOUTS.items():
+            placed, input_ = _placed(model, layout), x.contiguous(memory_format=fmt)
+            placed.train(kind == "step")
+            call = _step(placed, input_, g) if kind == "step" else _infer(placed, input_)
+            label = f"{name} {layout}"
+            if not name.startswith("CondenseNet"):
+                if truth is None:
+                    exact = copy.deepcopy(forms["layered"]).double().train(kind == "step")
+                    truth = exact(x.double()).detach()
+                errors[label] = measure.check(label, [call().detach()], [truth], 1e-4)
+            calls[label] = call
+    result = measure.interleaved(calls, rounds=settings.rounds, min_time=settings.min_time)
+    keys: dict[str, Callable[[str], bool]] = {
+        form: (lambda label, form=form: label.startswith(f"{form} ")) for form in list(forms)[1:]
+    }
+    values = _values(result, keys)
+    if kind == "step":
+        for layout, fmt in LAYOUTS.items():
+            input_ = x.contiguous(memory_format=fmt)
+            bytes_ = {n: saved_bytes(_placed(forms[n], layout).train(), input_) for n in (OURS, "layered")}
+            share = bytes_[OURS] / bytes_["layered"]
+            values.append(value("saved", layout, share, share, f"layered {layout}"))
+    return {
+        "shape": shape,
+        "dtype": "float32",
+        "kind": kind,
+        "backends": dict.fromkeys(LAYOUTS, "cpu"),
+        "times": {name: times(t) for name, t in result.items()},
+        "errors": {name: float(f"{e:.3g}") for name, e in errors.items()},
+        "refused": {},
+        "values": values,
+    }
+
+
+def _problems(settings: Settings) -> Iterator[tuple[str, tuple[int, ...], str, Tensor]]:
+    for shape, (paths, conv) in SHAPES.items():
+        if settings.shapes is None or shape in settings.shapes:
+            yield shape, paths, conv, torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def step(settings: Settings) -> Iterator[Record]:
+    for shape, paths, conv, x in _problems(settings):
+        ours = network(paths, conv, 0.0)
+        forms = {OURS: ours, "layered": mldn_nets.eager(ours, "layered"), "grouped": mldn_nets.eager(ours, "grouped")}
+        yield _measured(shape, "step", settings, x, forms | {"CondenseNet": mldn_nets.condensenet(GROWTH)})
+
+
+def masked(settings: Settings) -> Iterator[Record]:
+    for shape, paths, conv, x in _problems(settings):
+        ours = network(paths, conv, 1.0)
+        forms = {OURS: ours, "layered": mldn_nets.eager(ours, "layered"), "grouped": mldn_nets.eager(ours, "grouped")}
+        yield _measured(shape, "forward", settings, x, forms)
+
+
+def condensed(settings: Settings) -> Iterator[Record]:
+    for shape, paths, conv, x in _problems(settings):
+        model = network(paths, conv, 1.0).eval()
+        forms = {OURS: model.condense(), "layered": mldn_nets.eager(model, "layered")}  # type: ignore[operator]
+        yield _measured(shape, "forward", settings, x, forms | {"condensed": mldn_nets.eager(model, "condensed")})
+
+
+ROWS = (
+    Row(
+        "mldn_step",
+        "MLDN training step",
+        (
+            Target("layered", "over its modules, eager", 3, 2),
+            Target("grouped", "over grouped calls, eager", 2, 1.4),
+            Target("CondenseNet", "over CondenseNet's step, eager", 2, 1.2),
+            Target("saved", "saved memory, of its modules'", 0.35, 0.5, less=True),
+        ),
+        step,
+    ),
+    Row(
+        "mldn_masked",
+        "MLDN inference, masked",
+        (
+            Target("layered", "over its modules, eager", 2.8, 1.8),
+            Target("grouped", "over grouped calls, eager", 2.8, 1.8),
+        ),
+        masked,
+    ),
+    Row(
+        "mldn_condensed",
+        "MLDN inference, condensed",
+        (
+            Target("condensed", "over condensed modules, eager", 2.8, 1.8),
+            Target("layered", "over masked modules, eager", 2.8, 1.8),
+        ),
+        condensed,
+    ),
+)

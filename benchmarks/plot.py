@@ -1,4 +1,4 @@
-"""Draws the README's plot and prints its table, from the committed result files. Needs matplotlib."""
+"""Draws the README's plot and prints its tables, from the committed result files. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import matplotlib  # noqa: E402
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import tables  # noqa: E402
-from cpu.rows import ROWS  # noqa: E402
+from cpu.rows import ROWS, TABLES  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
 LAYOUTS = {"nchw": ("#2f6db3", 0.14, "o"), "nhwc": ("#e07b39", -0.14, "D")}
@@ -111,7 +111,14 @@ def main() -> None:
     args = parser.parse_args()
     files = args.files or sorted((HERE / "results").glob("cpu-*.json"), reverse=True)
     plot(files, args.out)
-    print(tables.readme(ROWS, [json.loads(f.read_text(encoding="utf-8")) for f in files]))
+    print(_table(ROWS, files))
+    for op, rows in TABLES.items():
+        if own := sorted((HERE / "results").glob(f"{op}-cpu-*.json"), reverse=True):
+            print(f"\n{op}\n\n{_table(rows, own)}")
+
+
+def _table(rows: Any, files: list[Path]) -> str:
+    return tables.readme(rows, [json.loads(f.read_text(encoding="utf-8")) for f in files])
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def main() -> int:
         raise SystemExit(f"{data['machine']['isa']}; there is nothing of ours to measure")
     out = args.out or (HERE / "results" if whole(args) else HERE.parent / "runs" / "bench")
     out.mkdir(parents=True, exist_ok=True)
-    name = "cpu" if args.op == "multi_dwconv2d" else f"cpu-{args.op}"
+    name = "cpu" if args.op == "multi_dwconv2d" else f"{args.op}-cpu"
     stem = f"{name}-{data['machine']['isa']}-{data['machine']['threads']}t"
     path = out / f"{stem}.json"
     data["rows"] = previous(path, data, args.fresh)

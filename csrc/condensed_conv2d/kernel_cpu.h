@@ -45,6 +45,15 @@ LK_INLINE Vec<A> activate(Vec<A> z, Act act) {
   return z * t / six;
 }
 
+// `count` sums, rounded to what is stored.
+template <class T>
+void store_row(const Acc<T>* from, i64 count, T* to) {
+  constexpr i64 L = kLanes<Acc<T>>;
+  i64 i = 0;
+  for (; i + L <= count; i += L) vstore(to + i, vload(from + i));
+  if (i < count) vstore(to + i, vload(from + i), static_cast<int>(count - i));
+}
+
 // Rounded to whole cache lines, so that threads do not share one.
 template <class A>
 i64 padded(i64 count) {

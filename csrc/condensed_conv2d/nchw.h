@@ -14,9 +14,9 @@ constexpr int kRows = 4, kVectors = 3;
 constexpr i64 kTile = 64;  // pixels of a panel
 constexpr i64 kAhead = 8;  // maps are picked in no order that the processor could foresee
 
-template <class T, int R, int V>
-LK_INLINE void put(const Vec<Acc<T>> (&sum)[R][V], T* out, i64 step, int last) {
-  constexpr int L = kLanes<Acc<T>>;
+template <class A, int R, int V>
+LK_INLINE void put(const Vec<A> (&sum)[R][V], A* out, i64 step, int last) {
+  constexpr int L = kLanes<A>;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r, out += step) {
 #pragma GCC unroll 4
@@ -29,9 +29,8 @@ LK_INLINE void put(const Vec<Acc<T>> (&sum)[R][V], T* out, i64 step, int last) {
 }
 
 // out[r * step + pixel]: R outputs of V vectors of pixels; the last vector has `last` of them. Panel [K][V], w [K][R].
-template <class T, int R, int V>
-void rows(i64 picked, const Acc<T>* panel, const Acc<T>* w, T* out, i64 step, int last) {
-  using A = Acc<T>;
+template <class A, int R, int V>
+void rows(i64 picked, const A* panel, const A* w, A* out, i64 step, int last) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[R][V] = {};
   for (i64 k = 0; k < picked; ++k, panel += V * L, w += R) {
@@ -48,15 +47,24 @@ void rows(i64 picked, const Acc<T>* panel, const Acc<T>* w, T* out, i64 step, in
       for (int v = 0; v < V; ++v) sum[r][v] = vfma(a[v], b, sum[r][v]);
     }
   }
-  put<T, R, V>(sum, out, step, last);
+  put<A, R, V>(sum, out, step, last);
 }
 
 // All outputs of a group over V vectors of pixels, in blocks of kRows, then halves of that.
 template <class T, int R, int V>
-void blocks(i64 left, i64 picked, const Acc<T>* panel, const Acc<T>* w, T* out, i64 step, int last) {
-  for (; left >= R; left -= R, w += R * picked, out += R * step) rows<T, R, V>(picked, panel, w, out, step, last);
+void blocks(i64 left, i64 picked, const Acc<T>* panel, const Acc<T>* w, T* out, i64 step, int last, Acc<T>* made) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<A>;
+  for (; left >= R; left -= R, w += R * picked, out += R * step) {
+    if constexpr (sizeof(T) == sizeof(A)) {
+      rows<A, R, V>(picked, panel, w, out, step, last);
+    } else {
+      rows<A, R, V>(picked, panel, w, made, V * L, L);
+      for (int r = 0; r < R; ++r) store_row<T>(made + r * V * L, (V - 1) * L + last, out + r * step);
+    }
+  }
   if constexpr (R > 1) {
-    if (left) blocks<T, R / 2, V>(left, picked, panel, w, out, step, last);
+    if (left) blocks<T, R / 2, V>(left, picked, panel, w, out, step, last, made);
   }
 }
 
@@ -82,16 +90,15 @@ void panel(const Params& p, const T* x, const i64* index, const Acc<T>* scale, c
 }
 
 // A group of R outputs: the picked maps go through registers alone.
-template <class T, int R, int V>
-void direct(const Params& p, const T* x, const i64* index, const Acc<T>* scale, const Acc<T>* shift, const Acc<T>* w,
-            T* out, i64 step, int last) {
-  using A = Acc<T>;
+template <class A, int R, int V>
+void direct(const Params& p, const A* x, const i64* index, const A* scale, const A* shift, const A* w, A* out, i64 step,
+            int last) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[R][V] = {};
   for (i64 k = 0; k < p.picked; ++k, w += R) {
-    const T* from = x + index[k] * p.channel;
+    const A* from = x + index[k] * p.channel;
     if (k + kAhead < p.picked) {
-      const T* const later = x + index[k + kAhead] * p.channel;
+      const A* const later = x + index[k + kAhead] * p.channel;
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) __builtin_prefetch(later + v * L);
     }
@@ -109,7 +116,7 @@ void direct(const Params& p, const T* x, const i64* index, const Acc<T>* scale, 
       for (int v = 0; v < V; ++v) sum[r][v] = vfma(a[v], factor, sum[r][v]);
     }
   }
-  put<T, R, V>(sum, out, step, last);
+  put<A, R, V>(sum, out, step, last);
 }
 
 template <class T, int V>
@@ -119,13 +126,17 @@ void tile(const Params& p, i64 g, const T* x, const Acc<T>* w, const Acc<T>* sca
   const i64* const index = p.index + g * p.picked;
   scale += g * p.picked;
   shift += g * p.picked;
-  if (each == kRows) {
-    direct<T, kRows, V>(p, x, index, scale, shift, w + g * each * p.picked, y + g * p.pixels, p.groups * p.pixels,
-                        last);
-    return;
+  if constexpr (sizeof(T) == sizeof(Acc<T>)) {
+    if (each == kRows) {
+      direct<T, kRows, V>(p, x, index, scale, shift, w + g * each * p.picked, y + g * p.pixels, p.groups * p.pixels,
+                          last);
+      return;
+    }
   }
+  constexpr i64 wide = V * kLanes<Acc<T>>;
   panel<T, V>(p, x, index, scale, shift, last, room);
-  blocks<T, kRows, V>(each, p.picked, room, w + g * each * p.picked, y + g * p.pixels, p.groups * p.pixels, last);
+  blocks<T, kRows, V>(each, p.picked, room, w + g * each * p.picked, y + g * p.pixels, p.groups * p.pixels, last,
+                      room + p.picked * wide);
 }
 
 // The rows of a group side by side in the order of their blocks: [groups][block][K][rows of the block].
@@ -147,7 +158,7 @@ int nchw_fwd(const Params& p, const T* x, const T* w, const Acc<T>* scale, const
   constexpr i64 L = kLanes<A>;
   const i64 tiles = ceil_div(p.pixels, kTile), items = p.n * tiles * p.groups;
   const int threads = team(p, items);
-  const i64 weights = padded<A>(p.co * p.picked), room = padded<A>(p.picked * kVectors * L);
+  const i64 weights = padded<A>(p.co * p.picked), room = padded<A>((p.picked + kRows) * kVectors * L);
   A* const memory = static_cast<A*>(scratch(sizeof(A) * static_cast<std::size_t>(weights + threads * room)));
   if (!memory) return out_of_memory;
   pack_rows<T>(p, w, memory);

@@ -42,12 +42,12 @@ LK_INLINE Vec<A> pattern(const A* p) {
 template <class A, int P>
 constexpr bool kHasPattern = kLanes<A> % P == 0;
 
-// M pixels times V vectors of outputs; `left` outputs are there. Values [M][K][P], weights [K][V].
-template <class T, int P, int M, int V>
-void cells(i64 picked, const Acc<T>* a, i64 row, const Acc<T>* w, T* out, i64 step, i64 left) {
-  using A = Acc<T>;
+// kPixels pixels, of which `count` are stored, times V vectors of outputs, of which `left` outputs are. Values
+// [pixel][K][P], weights [K][V].
+template <class A, int P, int V>
+void cells(i64 picked, const A* a, i64 row, const A* w, A* out, i64 step, i64 count, i64 left) {
   constexpr int L = kLanes<A>;
-  Vec<A> sum[M][V] = {};
+  Vec<A> sum[kPixels][V] = {};
   for (i64 k = 0; k < picked; ++k, a += P, w += V * L) {
     Vec<A> b[V];
 #pragma GCC unroll 4
@@ -56,39 +56,60 @@ void cells(i64 picked, const Acc<T>* a, i64 row, const Acc<T>* w, T* out, i64 st
       LK_KEEP(b[v]);
     }
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
+    for (int m = 0; m < kPixels; ++m) {
       const Vec<A> value = pattern<A, P>(a + m * row);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[m][v] = vfma(value, b[v], sum[m][v]);
     }
   }
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m, out += step)
+  for (int m = 0; m < kPixels; ++m, out += step) {
+    if (m >= count) return;
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const i64 some = left - v * L;
-      if (some >= L)
-        vstore(out + v * L, sum[m][v]);
-      else if (some > 0)
-        vstore(out + v * L, sum[m][v], static_cast<int>(some));
-    }
+    for (int v = 0; v + 1 < V; ++v) vstore(out + v * L, sum[m][v]);
+    const i64 some = left - (V - 1) * L;
+    if (some >= L)
+      vstore(out + (V - 1) * L, sum[m][V - 1]);
+    else
+      vstore(out + (V - 1) * L, sum[m][V - 1], static_cast<int>(some));
+  }
 }
 
-template <class T, int P, int V>
-void pixels(i64 count, i64 picked, const Acc<T>* a, i64 row, const Acc<T>* w, T* out, i64 step, i64 left) {
-  switch (count) {
-#define LK_M(m)                                            \
-  case m:                                                  \
-    cells<T, P, m, V>(picked, a, row, w, out, step, left); \
-    break
-    LK_M(1);
-    LK_M(2);
-    LK_M(3);
-    LK_M(4);
-    LK_M(5);
-    LK_M(6);
-#undef LK_M
+// `wide` vectors of outputs.
+template <class A, int P>
+void columns(i64 wide, i64 picked, const A* a, i64 row, const A* w, A* out, i64 step, i64 count, i64 left) {
+  switch (wide) {
+    case 1:
+      return cells<A, P, 1>(picked, a, row, w, out, step, count, left);
+    case 2:
+      return cells<A, P, 2>(picked, a, row, w, out, step, count, left);
+#if defined(__AVX512F__)
+    case 3:
+      return cells<A, P, 3>(picked, a, row, w, out, step, count, left);
+    case 4:
+      return cells<A, P, 4>(picked, a, row, w, out, step, count, left);
+#endif
   }
+}
+template <class A>
+using Columns = void (*)(i64, i64, const A*, i64, const A*, A*, i64, i64, i64);
+
+// For so many groups; null if a vector holds no whole number of them.
+template <class A>
+Columns<A> columns_of(i64 groups) {
+#define LK_P(g)                                            \
+  case g:                                                  \
+    if constexpr (kHasPattern<A, g>) return columns<A, g>; \
+    break
+  switch (groups) {
+    LK_P(1);
+    LK_P(2);
+    LK_P(4);
+    LK_P(8);
+    LK_P(16);
+  }
+#undef LK_P
+  return nullptr;
 }
 
 // Weights [blocks of kColumns vectors][K][vectors of the block][lanes], zero past the outputs.
@@ -102,13 +123,16 @@ void pack_columns(const Params& p, const T* w, Acc<T>* to) {
   }
 }
 
-template <class T, int P>
-int nhwc_as(const Params& p, const T* x, const T* w, const Acc<T>* scale, const Acc<T>* shift, T* y) {
+template <class T>
+int nhwc_as(const Params& p, Columns<Acc<T>> columns, const T* x, const T* w, const Acc<T>* scale, const Acc<T>* shift,
+            T* y) {
   using A = Acc<T>;
   constexpr i64 L = kLanes<A>;
   const i64 all = p.n * p.pixels, items = ceil_div(all, kPixels), entries = p.groups * p.picked;
   const int threads = team(p, items);
-  const i64 row = padded<A>(entries), weights = padded<A>(ceil_div(p.co, L) * L * p.picked), room = kPixels * row;
+  const i64 row = padded<A>(entries), weights = padded<A>(ceil_div(p.co, L) * L * p.picked),
+            made = sizeof(T) == sizeof(A) ? 0 : kPixels * kColumns * L,  // outputs before they are rounded
+      room = kPixels * row + made;
   const i64 total = weights + 2 * row + threads * room;
   A* const memory = static_cast<A*>(
       scratch(sizeof(A) * static_cast<std::size_t>(total) + sizeof(i64) * static_cast<std::size_t>(entries)));
@@ -139,7 +163,7 @@ int nhwc_as(const Params& p, const T* x, const T* w, const Acc<T>* scale, const 
 #pragma GCC unroll 8
       for (int m = 0; m < kPixels; ++m) own[m * row + i] = to_acc(from[m][c]);
     }
-    for (i64 m = 0; m < count; ++m) {
+    for (i64 m = 0; m < kPixels; ++m) {
       A* const to = own + m * row;
       for (i64 i = entries; i < row; ++i) to[i] = A(0);
       for (i64 i = 0; i < row; i += L)
@@ -149,21 +173,13 @@ int nhwc_as(const Params& p, const T* x, const T* w, const Acc<T>* scale, const 
     for (i64 o = 0; o < p.co; o += kColumns * L) {
       const i64 left = p.co - o, wide = smaller(kColumns, ceil_div(left, L));
       T* const out = y + first * p.co + o;
-      switch (wide) {
-        case 1:
-          pixels<T, P, 1>(count, p.picked, own, row, block, out, p.co, left);
-          break;
-        case 2:
-          pixels<T, P, 2>(count, p.picked, own, row, block, out, p.co, left);
-          break;
-#if defined(__AVX512F__)
-        case 3:
-          pixels<T, P, 3>(count, p.picked, own, row, block, out, p.co, left);
-          break;
-        case 4:
-          pixels<T, P, 4>(count, p.picked, own, row, block, out, p.co, left);
-          break;
-#endif
+      if constexpr (sizeof(T) == sizeof(A)) {
+        columns(wide, p.picked, own, row, block, out, p.co, count, left);
+      } else {
+        A* const rounded = own + kPixels * row;
+        columns(wide, p.picked, own, row, block, rounded, kColumns * L, count, kColumns * L);
+        for (i64 m = 0; m < count; ++m)
+          store_row<T>(rounded + m * kColumns * L, smaller(left, wide * L), out + m * p.co);
       }
       block += wide * L * p.picked;
     }
@@ -200,20 +216,7 @@ int nhwc_plain(const Params& p, const T* x, const T* w, const Acc<T>* scale, con
 template <class T>
 int nhwc_fwd(const Params& p, const T* x, const T* w, const Acc<T>* scale, const Acc<T>* shift, T* y) {
   using A = Acc<T>;
-#define LK_P(g)                                                                      \
-  case g:                                                                            \
-    if constexpr (kHasPattern<A, g>) return nhwc_as<T, g>(p, x, w, scale, shift, y); \
-    break
-  switch (p.groups) {
-    LK_P(1);
-    LK_P(2);
-    LK_P(4);
-    LK_P(8);
-    LK_P(16);
-    default:
-      break;
-  }
-#undef LK_P
+  if (const Columns<A> columns = columns_of<A>(p.groups)) return nhwc_as<T>(p, columns, x, w, scale, shift, y);
   return nhwc_plain<T>(p, x, w, scale, shift, y);
 }
 

@@ -15,8 +15,9 @@ import lightkernels
 from lightkernels import BackendUnavailable, explain, multi_dwconv2d, use_backend
 from lightkernels._core import backends, plan
 from lightkernels.ops.multi_dwconv2d import OP
+from lightkernels.ops.rsdc2d import OP as RSDC
 
-NAMES = ("cpu", "triton", "torch", "reference")
+NAMES = ("cuda", "cpu", "triton", "torch", "reference")
 X, W = torch.randn(2, 3, 7, 5), torch.randn(3, 1, 3, 3)
 
 
@@ -136,10 +137,16 @@ def test_explicit_choice_never_falls_back():
 
 
 def test_backend_that_the_operator_lacks():
-    assert "cuda" not in OP.backends
-    for call in (lambda: multi_dwconv2d(X, [W], backend="cuda"), lambda: forced("cuda")):
-        with pytest.raises(BackendUnavailable, match=r"^multi_dwconv2d: backend 'cuda' is not implemented for this op"):
-            call()
+    assert "cuda" not in RSDC.backends
+    taps = torch.arange(9)[None]
+
+    def call(backend=None):
+        return lightkernels.rsdc2d(X, torch.randn(3, 3, 9), taps, kernel_size=3, backend=backend)
+
+    with pytest.raises(BackendUnavailable, match=r"^rsdc2d: backend 'cuda' is not implemented for this op"):
+        call("cuda")
+    with use_backend("cuda"), pytest.raises(BackendUnavailable, match=r"^rsdc2d: backend 'cuda' is not implemented"):
+        call()
 
 
 def forced(name):
@@ -159,7 +166,8 @@ print(json.dumps([told, list(multi_dwconv2d(x, [w], backend="torch").shape)]))
 def test_strict_refuses_the_fallback_but_not_a_choice():
     told, explicit = child(STRICT, LIGHTKERNELS_STRICT="1", LIGHTKERNELS_DISABLE_NATIVE="1")
     start = "multi_dwconv2d: LIGHTKERNELS_STRICT=1 and only backend 'torch' is left: "
-    assert told.startswith(start + "cpu: switched off by LIGHTKERNELS_DISABLE_NATIVE=1; triton: ")
+    cuda = "cuda: the tensors are on cpu, not on a CUDA device; "
+    assert told.startswith(start + cuda + "cpu: switched off by LIGHTKERNELS_DISABLE_NATIVE=1; triton: ")
     assert explicit == [2, 3, 7, 5]
 
 
@@ -192,11 +200,14 @@ def test_threads_choose_alone():
 class Fake:
     """A backend with a fixed answer."""
 
-    def __init__(self, name, reason):
-        self.name, self.reason = name, reason
+    def __init__(self, name, reason, turn=None):
+        self.name, self.reason, self.turn = name, reason, turn
 
     def why_not(self, spec):
         return self.reason
+
+    def yields(self, spec):
+        return self.turn
 
 
 def test_choice_is_the_first_that_can():
@@ -204,6 +215,12 @@ def test_choice_is_the_first_that_can():
     choice = backends.choose("op", table, None, "auto")
     assert choice.backend is table["triton"]
     assert choice.reasons == {"cpu": "too small"}
+
+
+def test_a_backend_that_yields_runs_only_when_asked_for():
+    table = {n: Fake(n, None, t) for n, t in (("cuda", "not measured"), ("triton", None))}
+    assert backends.choose("op", table, None, "auto").reasons == {"cuda": "not measured"}
+    assert backends.choose("op", table, None, "cuda").backend is table["cuda"]
 
 
 def test_no_backend_is_left():
@@ -256,7 +273,7 @@ def test_explanation_names_every_backend():
     marks = dict(line.split(None, 1) for line in lines[1:])
     assert marks["reference"] == "chosen"
     assert marks["torch"] == "could run"
-    for name in ("cpu", "triton"):
+    for name in ("cuda", "cpu", "triton"):
         assert marks[name] == (told.reasons[name] or "could run")
     assert marks["layout"] == "nchw, no copy"
 

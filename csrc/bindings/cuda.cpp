@@ -1,6 +1,5 @@
 // The CUDA module. It imports on machines without a driver; its functions then return the runtime's error text.
-#include <pybind11/pybind11.h>
-
+#include "bindings/registry.h"
 #include "lk/device.h"
 
 namespace py = pybind11;
@@ -34,4 +33,5 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
         return value_or_error(error, arch);
       },
       py::arg("device"));
+  for (const auto* r = lk::bindings::Registrar::head(); r; r = r->next) r->bind(m);
 }

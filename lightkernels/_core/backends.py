@@ -96,6 +96,11 @@ class Backend:
         reason: str | None = self.module.why_not(spec)
         return reason
 
+    def yields(self, spec: Any) -> str | None:
+        """Why automatic choice goes on to the next backend though this one could run; most backends never do."""
+        asked: Callable[[Any], str | None] | None = getattr(self.module, "yields", None)
+        return None if asked is None else asked(spec)
+
     def function(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(self.module, name)
         return function
@@ -137,7 +142,7 @@ def choose(op: str, backends: dict[str, Backend], spec: Any, want: str) -> Choic
         return Choice(backends[want], {})
     reasons: dict[str, str] = {}
     for name, backend in backends.items():
-        reason = backend.why_not(spec)
+        reason = backend.why_not(spec) or backend.yields(spec)
         if reason is None:
             if name in FALLBACKS and reasons:
                 _tell(op, name, reasons)

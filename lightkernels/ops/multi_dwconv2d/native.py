@@ -37,13 +37,21 @@ def readable(spec: Spec, stride: tuple[int, ...]) -> bool:
 
 def copies(spec: Spec) -> str | None:
     """What is copied before the kernel runs, for ``explain``."""
-    if _x_stride(spec) != spec.x_stride:
+    if x_copy(spec) is not None:
         return f"x is copied: its strides {spec.x_stride} are neither NCHW rows nor NHWC pixels"
     return None
 
 
-def _x_stride(spec: Spec) -> tuple[int, ...]:
-    return spec.x_stride if readable(spec, spec.x_stride) else spec.dense_x_stride
+def x_copy(spec: Spec) -> tuple[int, ...] | None:
+    """The strides of the copy of x that kernels read; None if they read x itself."""
+    return None if readable(spec, spec.x_stride) else spec.dense_x_stride
+
+
+def plan_values(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> tuple[list[Any], ...]:
+    """What a native plan is made of; the same for every device."""
+    head = [spec.n, spec.c, spec.h, spec.w, spec.ho, spec.wo, spec.c_out, *spec.stride]
+    head += [_COMBINE[spec.combine], int(spec.layout == "nhwc"), _DTYPES[spec.dtype]]
+    return head, _unit(spec, x), _unit(spec, y), [list(row) for row in spec.rows()]
 
 
 def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
@@ -53,10 +61,7 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
         module, reason = native.load("_C")
         if module is None:
             raise RuntimeError(reason)
-        head = [spec.n, spec.c, spec.h, spec.w, spec.ho, spec.wo, spec.c_out, *spec.stride]
-        head += [_COMBINE[spec.combine], int(spec.layout == "nhwc"), _DTYPES[spec.dtype]]
-        plan = module.MultiDwconv2dPlan(head, _unit(spec, x), _unit(spec, y), [list(row) for row in spec.rows()])
-        spec.cache[key] = plan
+        plan = spec.cache[key] = module.MultiDwconv2dPlan(*plan_values(spec, x, y))
     return plan
 
 
@@ -72,7 +77,8 @@ def _input(spec: Spec, x: Tensor) -> Tensor:
     return x.new_empty_strided(spec.x_shape, spec.dense_x_stride).copy_(x)
 
 
-def _gradient(spec: Spec, g: Tensor) -> Tensor:
+def gradient(spec: Spec, g: Tensor) -> Tensor:
+    """g, or a copy of it that kernels can read."""
     stride = g.stride()
     if stride == spec.y_stride or is_dense(g.shape, stride, spec.layout):
         return g
@@ -110,7 +116,7 @@ def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
         return gx
     run = spec.cache.get("bwd_x") if g.stride() == spec.y_stride else None
     if run is None:
-        g = _gradient(spec, g)
+        g = gradient(spec, g)
         run = _native(spec, "bwd_x", spec.dense_x_stride, g.stride(), spec.dense_x_stride)
     w = w.contiguous()
     run(g.data_ptr(), w.data_ptr(), gx.data_ptr(), _threads())
@@ -123,7 +129,7 @@ def bwd_w(spec: Spec, g: Tensor, x: Tensor) -> Tensor:
     # x may have come back from a hook on saved tensors, with other strides.
     run = spec.cache.get("bwd_w") if g.stride() == spec.y_stride and x.stride() == spec.x_stride else None
     if run is None:
-        g, x = _gradient(spec, g), _input(spec, x)
+        g, x = gradient(spec, g), _input(spec, x)
         run = _native(spec, "bwd_w", x.stride(), g.stride(), spec.x_stride)
     gw = x.new_empty(spec.weight_shape)
     run(g.data_ptr(), x.data_ptr(), gw.data_ptr(), _threads())

@@ -1,0 +1,25 @@
+#include "multi_dwconv2d/cuda.h"
+#include "multi_dwconv2d/cuda_launch.h"
+
+namespace lk::multi_dwconv2d::cuda {
+
+int fwd(const Params& p, const Options& o, const void* x, const void* w, const void* bias, void* y) {
+  if (p.num_branches > kMaxBranches) return kUnsupported;
+  return generic_fwd(p, o.stream, x, w, bias, y);
+}
+
+int bwd_x(const Params& p, const Options& o, const void* g, const void* w, void* gx) {
+  if (p.num_branches > kMaxBranches) return kUnsupported;
+  return generic_bwd_x(p, o.stream, g, w, gx);
+}
+
+i64 work_size(const Params& p, const Options&) { return generic_parts(p) * weights_of(p); }
+
+int bwd_w(const Params& p, const Options& o, const void* g, const void* x, void* work, void* gw) {
+  if (p.num_branches > kMaxBranches) return kUnsupported;
+  return generic_bwd_w(p, o.stream, g, x, work, gw);
+}
+
+const char* kernels(const Params&, const Options&, Pass) { return "generic"; }
+
+}  // namespace lk::multi_dwconv2d::cuda

@@ -1,0 +1,22 @@
+// Between the files of this operator's launchers.
+#pragma once
+#include "multi_dwconv2d/cuda_args.cuh"
+
+namespace lk::multi_dwconv2d::cuda {
+
+constexpr i64 kPrograms = 1024;  // about; constants, so that the weight gradient's sums have one order everywhere
+
+inline i64 weights_of(const Params& p) {
+  i64 count = 0;
+  for (i64 m = 0; m < p.num_branches; ++m)
+    count += p.branches[m].channels * p.branches[m].kernel * p.branches[m].kernel;
+  return count;
+}
+
+int generic_fwd(const Params& p, void* stream, const void* x, const void* w, const void* bias, void* y);
+int generic_bwd_x(const Params& p, void* stream, const void* g, const void* w, void* gx);
+i64 generic_parts(const Params& p);
+int generic_bwd_w(const Params& p, void* stream, const void* g, const void* x, void* work, void* gw);
+int sum_parts(const Params& p, void* stream, const void* work, i64 parts, void* gw);
+
+}  // namespace lk::multi_dwconv2d::cuda

@@ -1,0 +1,135 @@
+"""The CUDA backend on a device that is not there: launchers and kernels as host code, run by an emulator of warps.
+
+``build`` compiles csrc/*/cuda*.cu with the machine's C++ compiler; ``device`` puts the result in the place of
+lightkernels._cuda, so that the backend runs on CPU tensors from Python down to the last lane.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightkernels._core import native
+from lightkernels.ops.multi_dwconv2d import OP, cuda
+
+CSRC = Path(__file__).parents[2] / "csrc"
+FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-DLK_HOST", "-U_FORTIFY_SOURCE", "-w", f"-I{CSRC}"]
+
+
+class Launch(NamedTuple):
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared: int
+
+
+class Fault(AssertionError):
+    """The emulator found what a device would not have told."""
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def sources() -> list[Path]:
+    return [*sorted(CSRC.glob("multi_dwconv2d/cuda*.cu")), Path(__file__).with_name("host.cpp")]
+
+
+def build(folder: Path) -> Path:
+    """The shared library, compiled once for all processes that share a folder."""
+    texts = [p.read_bytes() for p in sorted(CSRC.rglob("*")) if p.suffix in (".h", ".cu", ".cuh")]
+    digest = hashlib.sha256(b"".join([*texts, Path(__file__).with_name("host.cpp").read_bytes()])).hexdigest()[:16]
+    library = folder / f"cuda_host_{digest}.so"
+    with (folder / "cuda_host.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            objects = [folder / f"{source.stem}.o" for source in sources()]
+            flags = [f for f in FLAGS if f != "-shared"]
+            made = [
+                subprocess.Popen([compiler(), *flags, "-c", "-x", "c++", str(source), "-o", str(target)])
+                for source, target in zip(sources(), objects, strict=True)
+            ]
+            assert all(process.wait() == 0 for process in made)
+            subprocess.run([compiler(), *FLAGS, *map(str, objects), "-o", str(library)], check=True)
+    return library
+
+
+def _longs(values: Sequence[int]) -> Any:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+class Module:
+    """In the place of lightkernels._cuda."""
+
+    def __init__(self, library: Path) -> None:
+        self.c = ctypes.CDLL(str(library))
+        self.c.lk_plan.restype = ctypes.c_void_p
+        self.c.lk_work_size.restype = ctypes.c_int64
+        for name in ("lk_kernels", "lk_fault", "lk_launches"):
+            getattr(self.c, name).restype = ctypes.c_char_p
+        self.MULTI_DWCONV2D_BRANCHES = self.c.lk_branches()
+        self.reverse = False
+        self.launches: list[Launch] = []
+        module = self
+
+        class MultiDwconv2dPlan:
+            def __init__(self, head: list[int], x: list[int], y: list[int], rows: list[list[int]], exact: bool) -> None:
+                flat = [v for row in rows for v in row]
+                made = module.c.lk_plan(_longs(head), _longs(x), _longs(y), _longs(flat), ctypes.c_int64(len(rows)))
+                self.common = (ctypes.c_void_p(made), int(exact))
+
+            def fwd(self, x: int, w: int, b: int, y: int, stream: int) -> None:
+                module.run("lk_fwd", *self.common, x, w, b, y)
+
+            def bwd_x(self, g: int, w: int, gx: int, stream: int) -> None:
+                module.run("lk_bwd_x", *self.common, g, w, gx)
+
+            def bwd_w(self, g: int, x: int, work: int, gw: int, stream: int) -> None:
+                module.run("lk_bwd_w", *self.common, g, x, work, gw)
+
+            def work_size(self) -> int:
+                return module.c.lk_work_size(*self.common)
+
+            def kernels(self, kind: int) -> str:
+                return module.c.lk_kernels(*self.common, kind).decode()
+
+        self.MultiDwconv2dPlan = MultiDwconv2dPlan
+
+    def image_arch(self, device: int) -> int:
+        return 90
+
+    def run(self, name: str, plan: Any, exact: int, *addresses: int) -> None:
+        self.c.lk_reset(int(self.reverse))
+        error = getattr(self.c, name)(plan, exact, *map(ctypes.c_void_p, addresses))
+        fault = self.c.lk_fault().decode()
+        if fault or error:
+            raise Fault(fault or f"{name}: error {error}")
+        for line in self.c.lk_launches().decode().splitlines():
+            kernel, *numbers = line.split()
+            x, y, z, threads, shared = map(int, numbers)
+            self.launches.append(Launch(kernel, (x, y, z), threads, shared))
+
+
+@contextlib.contextmanager
+def device(module: Module) -> Iterator[Module]:
+    """Inside, backend "cuda" takes CPU tensors and runs them on the emulator."""
+    load = native.load
+    kept = {name: getattr(cuda, name) for name in ("DEVICE", "_current_device", "_stream")}
+    OP._memo.clear()
+    try:
+        native.load = lambda name: (module, None) if name == "_cuda" else load(name)
+        cuda.DEVICE, cuda._current_device, cuda._stream = "cpu", lambda: 0, lambda device: 0
+        yield module
+    finally:
+        native.load = load
+        for name, value in kept.items():
+            setattr(cuda, name, value)
+        OP._memo.clear()

@@ -1,0 +1,64 @@
+// The CUDA launchers and kernels, compiled as host code, behind a C interface.
+#include <string>
+
+#include "bindings/multi_dwconv2d_plan.h"
+#include "lk/simt.cuh"
+#include "multi_dwconv2d/cuda.h"
+
+using lk::i64;
+using lk::multi_dwconv2d::Plan;
+using lk::simt::Machine;
+namespace cuda = lk::multi_dwconv2d::cuda;
+
+extern "C" {
+
+void* lk_plan(const i64* head, const i64* x, const i64* y, const i64* rows, i64 branches) {
+  std::vector<std::vector<i64>> list;
+  for (i64 m = 0; m < branches; ++m) list.emplace_back(rows + 6 * m, rows + 6 * m + 6);
+  return new Plan({head, head + 12}, {x, x + 4}, {y, y + 4}, list);
+}
+
+void lk_free(void* plan) { delete static_cast<Plan*>(plan); }
+
+int lk_fwd(const void* plan, int exact, const void* x, const void* w, const void* b, void* y) {
+  return cuda::fwd(static_cast<const Plan*>(plan)->p, {exact != 0, nullptr}, x, w, b, y);
+}
+
+int lk_bwd_x(const void* plan, int exact, const void* g, const void* w, void* gx) {
+  return cuda::bwd_x(static_cast<const Plan*>(plan)->p, {exact != 0, nullptr}, g, w, gx);
+}
+
+int lk_bwd_w(const void* plan, int exact, const void* g, const void* x, void* work, void* gw) {
+  return cuda::bwd_w(static_cast<const Plan*>(plan)->p, {exact != 0, nullptr}, g, x, work, gw);
+}
+
+i64 lk_work_size(const void* plan, int exact) {
+  return cuda::work_size(static_cast<const Plan*>(plan)->p, {exact != 0, nullptr});
+}
+
+const char* lk_kernels(const void* plan, int exact, int pass) {
+  return cuda::kernels(static_cast<const Plan*>(plan)->p, {exact != 0, nullptr}, static_cast<cuda::Pass>(pass));
+}
+
+int lk_branches() { return cuda::kMaxBranches; }
+
+void lk_reset(int reverse) {
+  Machine& m = Machine::get();
+  m.reverse = reverse != 0;
+  m.fault.clear();
+  m.launches.clear();
+}
+
+const char* lk_fault() { return Machine::get().fault.c_str(); }
+
+// One line a launch since the last reset: name, grid, threads, bytes of shared memory.
+const char* lk_launches() {
+  static std::string text;
+  text.clear();
+  for (const auto& l : Machine::get().launches)
+    text += l.kernel + " " + std::to_string(l.grid.x) + " " + std::to_string(l.grid.y) + " " +
+            std::to_string(l.grid.z) + " " + std::to_string(l.threads) + " " + std::to_string(l.shared) + "\n";
+  return text.c_str();
+}
+
+}  // extern "C"

@@ -24,7 +24,7 @@ int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
   if (is_depthwise(p)) return depthwise_fwd<T>(p, x, w, bias, y);
   if (mostly_zeros(p, false)) return generic_fwd<T>(p, x, w, bias, y);
   if (!dense(p, group_out(p), group_in(p) * p.taps)) return sparse_conv<T>(p, false, x, w, bias, y);
-  if (whole_window(p, 42)) {
+  if (whole_window(p, kPairs<T> && has_pairs() ? 20 : 42)) {
     Window<T> window(p);
     if (!window.there()) return out_of_memory;
     window.spread(p, w);

@@ -6,6 +6,7 @@ namespace {
 namespace rsdc {
 
 constexpr i64 kStripBytes = 256 << 10;  // of staged input, to stay in the second-level cache
+constexpr i64 kLineBytes = 24 << 10;    // of a block's outputs before they go to their maps
 
 // Grid rows of a strip: what the cache holds, cut further where threads would be idle.
 inline i64 strip_rows(const Plan& g, i64 row_bytes, i64 units) {
@@ -17,22 +18,25 @@ inline i64 strip_rows(const Plan& g, i64 row_bytes, i64 units) {
   return ceil_div(g.rows.grid, ceil_div(g.rows.grid, rows));
 }
 
-template <class T>
+template <class T, bool Pairs>
 struct Dense {
   using A = Acc<T>;
   static constexpr int V = kLanes<A>;
   const Plan& g;
   const T *src, *w, *bias;
   T* dst;
-  i64 wide, blocks, strip, strips, block;  // outputs of a block; elements of its weights
-  Stage<T> stage;
+  i64 wide, blocks, channels;  // outputs of a block; staged channels
+  i64 strip, strips, block;    // elements of a block's weights
+  i64 waiting;                 // rows of a block's outputs kept until they are written
+  Stage<T, Pairs> stage;
   TermList list;
   A* packed;
-  A *line, *turned;  // a row of a block's outputs
+  A *line, *turned;  // rows of a block's outputs
   Term* term;        // of a row at the edge
   i64* count;
 
   static i64 best_wide(i64 outputs) {
+    if (Pairs) return kVectors * V;
     return outputs % (kVectors * V) == 0 || outputs > 2 * kVectors * V ? kVectors * V : outputs <= V ? V : kVectors * V;
   }
 
@@ -44,11 +48,13 @@ struct Dense {
         dst(d),
         wide(best_wide(plan.outputs)),
         blocks(ceil_div(plan.outputs, wide)),
-        strip(strip_rows(plan, plan.planes() * plan.sources * plan.pitch() * static_cast<i64>(sizeof(A)),
+        channels(paired(Pairs, plan.sources)),
+        strip(strip_rows(plan, plan.planes() * channels * plan.pitch() * static_cast<i64>(sizeof(A)),
                          plan.p.n * plan.p.groups)),
         strips(ceil_div(plan.rows.grid, strip)),
-        block((plan.sources * plan.p.taps + 1) * wide),
-        stage(plan, plan.sources, strip, true),
+        block((channels * plan.p.taps + 1) * wide),
+        waiting(larger(1, smaller(strip, kLineBytes / (plan.cols.grid * wide * static_cast<i64>(sizeof(A)))))),
+        stage(plan, channels, strip, true),
         packed(nullptr),
         line(nullptr),
         turned(nullptr),
@@ -62,8 +68,8 @@ struct Dense {
   }
   void own(Arena& a) {
     stage.take(a, slack());
-    line = a.take<A>(g.cols.grid * wide);
-    turned = a.take<A>(g.cols.grid * wide);
+    line = a.take<A>(waiting * g.cols.grid * wide);
+    turned = a.take<A>(waiting * g.cols.grid * wide);
     term = a.take<Term>(g.sources * g.p.taps);
     count = a.take<i64>(g.sources);
   }
@@ -72,29 +78,40 @@ struct Dense {
   void pack(i64 b) {
     const i64 group = b / blocks, first = b % blocks * wide;
     A* to = packed + b * block;
-    pack_weights<T>(g, w, group, first, wide, to);
+    pack_weights<Pairs>(g, w, group, first, wide, to);
     to += block - wide;
     for (i64 r = 0; r < wide; ++r)
       to[r] = bias && first + r < g.outputs ? to_acc(bias[group * g.outputs + first + r]) : A(0);
   }
 
-  void finish(T* to, i64 n, i64 outputs) {
-    const i64 step = g.dst.w * g.cols.out_step();
+  // Rows of n outputs that wait in `line`.
+  void finish(T* to, i64 rows, i64 n, i64 outputs) {
+    const i64 step = g.dst.w * g.cols.out_step(), down = g.dst.h * g.rows.out_step();
     if (g.p.layout == Layout::nhwc) {
-      for (i64 j = 0; j < n; ++j) write_line<T>(to + j * step, 1, line + j * wide, outputs);
+      for (i64 i = 0; i < rows; ++i)
+        for (i64 j = 0; j < n; ++j) write_line<T>(to + i * down + j * step, 1, line + (i * n + j) * wide, outputs);
       return;
     }
-    if constexpr (sizeof(T) == sizeof(A))
-      if (step == 1) return transpose<T>(to, g.dst.c, line, wide, n, outputs);
-    transpose(turned, n, line, wide, n, outputs);
-    for (i64 r = 0; r < outputs; ++r) write_line<T>(to + r * g.dst.c, step, turned + r * n, n);
+    if (step == 1 && down == n) {
+      n *= rows;
+      rows = 1;
+    }
+    for (i64 i = 0; i < rows; ++i, to += down) {
+      const A* const from = line + i * n * wide;
+      if constexpr (sizeof(T) == sizeof(A))
+        if (step == 1) {
+          transpose<T>(to, g.dst.c, from, wide, n, outputs);
+          continue;
+        }
+      transpose(turned, n, from, wide, n, outputs);
+      for (i64 r = 0; r < outputs; ++r) write_line<T>(to + r * g.dst.c, step, turned + r * n, n);
+    }
   }
 
   void row(const DenseTile<A>& tile, const A* x, A* out, i64 n) const {
-    if (wide == V)
-      dense_row<A, 1>(tile, x, out, n);
-    else
-      dense_row<A, kVectors>(tile, x, out, n);
+    if constexpr (!Pairs)
+      if (wide == V) return dense_row<A, 1, false>(tile, x, out, n);
+    dense_row<A, kVectors, Pairs>(tile, x, out, n);
   }
 
   void unit(i64 u) {
@@ -109,10 +126,11 @@ struct Dense {
       for (i64 f = 0; f < g.phases(); ++f) {
         const i64 fr = f / g.cols.phases(), fc = f % g.cols.phases(), columns = g.cols.places(fc);
         const Walk walk = list.walk(set, f, g.one_set_a_group());
-        DenseTile<A> tile{g.sources, stage.channel, g.p.taps * wide, walk, weights, weights + block - wide, wide};
-        for (i64 i = 0; i < smaller(height, g.rows.places(fr) - i0); ++i) {
+        DenseTile<A> tile{channels, stage.channel, g.p.taps * wide, walk, weights, weights + block - wide, wide};
+        const i64 rows = smaller(height, g.rows.places(fr) - i0);
+        for (i64 i = 0, kept = 0; i < rows; ++i) {
           tile.walk = near(g, walk, i0 + i, g.sources, term, count);
-          T* to = map + ((i0 + i) * g.rows.out_step() + fr) * g.dst.h + fc * g.dst.w;
+          T* to = map + ((i0 + i - kept) * g.rows.out_step() + fr) * g.dst.h + fc * g.dst.w;
           const A* x = stage.data + i * stage.row;
           if constexpr (sizeof(T) == sizeof(A))
             if (g.p.layout == Layout::nhwc && outputs == wide) {
@@ -120,8 +138,10 @@ struct Dense {
               row(tile, x, to, columns);
               continue;
             }
-          row(tile, x, line, columns);
-          finish(to, columns, outputs);
+          row(tile, x, line + kept * columns * wide, columns);
+          if (++kept < waiting && i + 1 < rows) continue;
+          finish(to, kept, columns, outputs);
+          kept = 0;
         }
       }
     }
@@ -139,7 +159,12 @@ struct Dense {
 template <class T>
 int dense_conv(const Params& p, bool backward, const T* src, const T* w, const T* bias, T* dst) {
   const Plan g = make_plan(p, backward);
-  Dense<T> job(g, src, w, bias, dst);
+  if constexpr (kPairs<T>)
+    if (has_pairs() && g.one_set_a_group() && g.sources > 1) {
+      Dense<T, true> job(g, src, w, bias, dst);
+      return run_job(job, p);
+    }
+  Dense<T, false> job(g, src, w, bias, dst);
   return run_job(job, p);
 }
 

@@ -9,15 +9,17 @@ namespace rsdc {
 // first-level cache, then over the chunks.
 constexpr i64 kChunkBytes = 24 << 10, kGradBytes = 512 << 10, kMostGradBytes = 16 << 20;
 
-// Maps with their channels cut into blocks: [block][image][plane][row][pixel][channel of the block].
+// Maps with their channels cut into blocks: [block][image][plane][row][pixel][channel of the block]. With Pairs, two
+// images of the input are one here.
 struct Blocks {
   i64 wide, count, image, elements;  // channels of a block, blocks of a group; elements of an image, of a block
 };
 
-template <class T>
+template <class T, bool Pairs>
 struct DenseGrad {
   using A = Acc<T>;
   static constexpr int V = kLanes<A>;
+  static constexpr i64 kImages = Pairs ? 2 : 1;
   const Plan& g;
   const T *grad, *x;
   T* gw;
@@ -30,7 +32,7 @@ struct DenseGrad {
 
   DenseGrad(const Plan& plan, const T* gradient, const T* input, T* to)
       : g(plan), grad(gradient), x(input), gw(to), one_set(plan.one_set_a_group()) {
-    in.wide = plan.sources <= V ? V : kVectors * V;
+    in.wide = plan.sources <= V && !Pairs ? V : kVectors * V;
     in.count = ceil_div(plan.sources, in.wide);
     out.count = ceil_div(plan.outputs, kPixels);
     out.wide = ceil_div(plan.outputs, out.count);
@@ -52,7 +54,7 @@ struct DenseGrad {
     const i64 most = smaller(kMostGradBytes, larger(kGradBytes, 2 * total() * size));
     strip = smaller(g.rows.grid, larger(larger(1, g.halo()), most / row - g.halo()));
     strip = ceil_div(g.rows.grid, ceil_div(g.rows.grid, strip));
-    images = strip < g.rows.grid ? 1 : larger(1, smaller(g.p.n, most / (row * (strip + g.halo()))));
+    images = strip < g.rows.grid ? 1 : larger(1, smaller(paired(Pairs, g.p.n), most / (row * (strip + g.halo()))));
     const i64 fit = larger(1, kChunkBytes / ((in_row + out_row) * size));
     chunk = smaller(strip, fit);
     chunk_images = chunk < strip ? 1 : larger(1, smaller(images, fit / strip));
@@ -65,17 +67,26 @@ struct DenseGrad {
   }
   void own(Arena& a) { part = a.take<A>(larger(in.wide, out.wide) * larger(g.cols.plane, g.cols.grid)); }
 
-  // A line of n pixels of `count` channels to pixels of `wide` channels.
-  void line(A* to, i64 wide, const T* from, i64 channel, i64 pixel, i64 n, i64 count) {
+  static void read(A* to, const T* from, [[maybe_unused]] const T* second, i64 step, i64 n) {
+    if constexpr (Pairs)
+      read_pairs(to, from, second, step, n);
+    else
+      read_line<T>(to, from, step, n);
+  }
+  // A line of n pixels of `count` channels to pixels of `wide` channels; `image`: from there to the second image's
+  // line, negative if there is none.
+  void line(A* to, i64 wide, const T* from, i64 image, i64 channel, i64 pixel, i64 n, i64 count) {
+    const auto second = [image](const T* first) { return image < 0 ? nullptr : first + image; };
     if (g.p.layout == Layout::nhwc) {
-      for (i64 j = 0; j < n; ++j) read_line<T>(to + j * wide, from + j * pixel, 1, count);
+      for (i64 j = 0; j < n; ++j, from += pixel) read(to + j * wide, from, second(from), 1, count);
       return;
     }
     if constexpr (sizeof(T) == sizeof(A))
       if (pixel == 1) return transpose(to, wide, from, channel, count, n);
-    for (i64 c = 0; c < count; ++c) read_line<T>(part + c * n, from + c * channel, pixel, n);
+    for (i64 c = 0; c < count; ++c, from += channel) read(part + c * n, from, second(from), pixel, n);
     transpose(to, wide, part, n, count, n);
   }
+  i64 to_second(i64 n, i64 image) const { return Pairs && n + 1 < g.p.n ? image : -1; }
 
   void fill_inputs(i64 block, i64 image, i64 n, i64 i0, i64 rows) {
     const i64 first = block % in.count * in.wide, count = smaller(in.wide, g.sources - first);
@@ -91,7 +102,7 @@ struct DenseGrad {
           continue;
         }
         const T* const from = map + (i * g.rows.in_step() + pr) * g.src.h + pc * g.src.w;
-        line(row, in.wide, from, g.src.c, g.cols.in_step() * g.src.w, columns, count);
+        line(row, in.wide, from, to_second(n, g.src.n), g.src.c, g.cols.in_step() * g.src.w, columns, count);
       }
     }
   }
@@ -100,7 +111,8 @@ struct DenseGrad {
     const T* const map = grad + n * g.dst.n + (block / out.count * g.outputs + first) * g.dst.c;
     A* const to = grads + block * out.elements + image * out.image;
     for (i64 i = 0; i < rows; ++i)
-      line(to + i * g.cols.grid * out.wide, out.wide, map + (i0 + i) * g.dst.h, g.dst.c, g.dst.w, g.cols.grid, count);
+      line(to + i * g.cols.grid * out.wide, out.wide, map + (i0 + i) * g.dst.h, to_second(n, g.dst.n), g.dst.c, g.dst.w,
+           g.cols.grid, count);
   }
 
   // One tap of one block of outputs with one block of inputs, over a chunk.
@@ -112,7 +124,7 @@ struct DenseGrad {
                            out.image, pitch * in.wide, g.cols.grid * out.wide, in.count * g.p.taps * in.wide};
     in_at += t.at + top * tile.in_row + left * in.wide;
     out_at += top * tile.out_row + left * out.wide;
-    grad_fn<A>(out.wide, in.wide)(tile, in_at, out_at, total + t.slot * in.wide);
+    grad_fn<A, Pairs>(out.wide, in.wide)(tile, in_at, out_at, total + t.slot * in.wide);
   }
 
   void multiply(i64 pair, i64 i0, i64 rows, i64 count) {
@@ -131,13 +143,13 @@ struct DenseGrad {
           for (i64 e = 0; e < list.count[set]; ++e) add_one_set(terms[e], in_at, out_at, i0 + i, r, c, total);
           continue;
         }
-        for (i64 o = 0; o < smaller(out.wide, g.outputs - ob * out.wide); ++o) {
-          const i64 set = g.set_of_channel(group, ob * out.wide + o);
-          const GradTile<A> tile{c,       r, g.cols.grid, in.image, out.image, pitch * in.wide, g.cols.grid * out.wide,
-                                 out.wide};
-          add_taps<A>(tile, list.terms(set, 0), list.count[set], in.wide, in_at, out_at + o,
-                      total + o * in.count * g.p.taps * in.wide);
-        }
+        if constexpr (!Pairs)
+          for (i64 o = 0; o < smaller(out.wide, g.outputs - ob * out.wide); ++o) {
+            const i64 set = g.set_of_channel(group, ob * out.wide + o), in_row = pitch * in.wide;
+            const GradTile<A> tile{c, r, g.cols.grid, in.image, out.image, in_row, g.cols.grid * out.wide, out.wide};
+            add_taps<A>(tile, list.terms(set, 0), list.count[set], in.wide, in_at, out_at + o,
+                        total + o * in.count * g.p.taps * in.wide);
+          }
       }
   }
 
@@ -159,13 +171,13 @@ struct DenseGrad {
       clear(grads + b * out.elements, out.elements);
       clear(totals + b * (total() / outs), total() / outs);
     }
-    for (i64 n = 0; n < g.p.n; n += images)
+    for (i64 n = 0; n < g.p.n; n += images * kImages)
       for (i64 i0 = 0; i0 < g.rows.grid; i0 += strip) {
-        const i64 count = smaller(images, g.p.n - n), rows = smaller(strip, g.rows.grid - i0);
+        const i64 count = smaller(images, paired(Pairs, g.p.n - n)), rows = smaller(strip, g.rows.grid - i0);
 #pragma omp for schedule(static) nowait
-        for (i64 e = 0; e < ins * count; ++e) fill_inputs(e / count, e % count, n + e % count, i0, rows);
+        for (i64 e = 0; e < ins * count; ++e) fill_inputs(e / count, e % count, n + e % count * kImages, i0, rows);
 #pragma omp for schedule(static)
-        for (i64 e = 0; e < outs * count; ++e) fill_grads(e / count, e % count, n + e % count, i0, rows);
+        for (i64 e = 0; e < outs * count; ++e) fill_grads(e / count, e % count, n + e % count * kImages, i0, rows);
 #pragma omp for schedule(static)
         for (i64 e = 0; e < outs * in.count; ++e) multiply(e, i0, rows, count);
       }
@@ -177,7 +189,12 @@ struct DenseGrad {
 template <class T>
 int dense_grad(const Params& p, const T* grad, const T* x, T* gw) {
   const Plan g = make_plan(p, false);
-  DenseGrad<T> job(g, grad, x, gw);
+  if constexpr (kPairs<T>)
+    if (has_pairs() && g.one_set_a_group() && p.n > 1) {
+      DenseGrad<T, true> job(g, grad, x, gw);
+      return run_job(job, p);
+    }
+  DenseGrad<T, false> job(g, grad, x, gw);
   return run_job(job, p);
 }
 

@@ -19,7 +19,7 @@ struct DenseTile {
   i64 step;  // from one pixel's outputs to the next's
 };
 
-template <class A, int M, int N>
+template <class A, int M, int N, bool Pairs>
 void dense_tile(const DenseTile<A>& a, const A* x, A* out) {
   constexpr int V = kLanes<A>;
   Vec<A> acc[M][N];
@@ -44,7 +44,7 @@ void dense_tile(const DenseTile<A>& a, const A* x, A* out) {
       for (int m = 0; m < M; ++m) {
         const Vec<A> b = every(xt[m]);
 #pragma GCC unroll 2
-        for (int v = 0; v < N; ++v) acc[m][v] = vfma(b, k[v], acc[m][v]);
+        for (int v = 0; v < N; ++v) acc[m][v] = multiply_add<Pairs>(b, k[v], acc[m][v]);
       }
     }
     x += a.channel;
@@ -61,9 +61,9 @@ void dense_tile(const DenseTile<A>& a, const A* x, A* out) {
 template <class A>
 using DenseFn = void (*)(const DenseTile<A>&, const A*, A*);
 
-template <class A, int N>
+template <class A, int N, bool Pairs>
 DenseFn<A> dense_fn(i64 pixels) {
-#define LK_T(n) dense_tile<A, n, N>
+#define LK_T(n) dense_tile<A, n, N, Pairs>
 #if defined(__AVX512F__)
   static constexpr DenseFn<A> fn[] = {nullptr, LK_T(1), LK_T(2),  LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6), LK_T(7),
                                       LK_T(8), LK_T(9), LK_T(10), LK_T(11), LK_T(12), LK_T(13), LK_T(14)};
@@ -75,11 +75,11 @@ DenseFn<A> dense_fn(i64 pixels) {
 }
 
 // n pixels in tiles as equal as can be: 32 are 11 + 11 + 10, not 14 + 14 + 4.
-template <class A, int N>
+template <class A, int N, bool Pairs>
 void dense_row(const DenseTile<A>& a, const A* x, A* out, i64 n) {
   for (i64 tiles = ceil_div(n, kPixels); tiles > 0; --tiles) {
     const i64 m = ceil_div(n, tiles);
-    dense_fn<A, N>(m)(a, x, out);
+    dense_fn<A, N, Pairs>(m)(a, x, out);
     x += m;
     out += m * a.step;
     n -= m;

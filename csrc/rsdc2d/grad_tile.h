@@ -12,7 +12,7 @@ struct GradTile {
 };
 
 // M outputs times N vectors of inputs at one tap. Outputs of a pixel follow each other.
-template <class A, int M, int N>
+template <class A, int M, int N, bool Pairs>
 void grad_tile(const GradTile<A>& a, const A* in, const A* out, A* total) {
   constexpr int V = kLanes<A>;
   Vec<A> acc[M][N];
@@ -34,7 +34,7 @@ void grad_tile(const GradTile<A>& a, const A* in, const A* out, A* total) {
         for (int m = 0; m < M; ++m) {
           const Vec<A> b = every(g[m]);
 #pragma GCC unroll 2
-          for (int v = 0; v < N; ++v) acc[m][v] = vfma(b, k[v], acc[m][v]);
+          for (int v = 0; v < N; ++v) acc[m][v] = multiply_add<Pairs>(b, k[v], acc[m][v]);
         }
       }
     }
@@ -47,9 +47,9 @@ void grad_tile(const GradTile<A>& a, const A* in, const A* out, A* total) {
 template <class A>
 using GradFn = void (*)(const GradTile<A>&, const A*, const A*, A*);
 
-template <class A, int N>
+template <class A, int N, bool Pairs>
 GradFn<A> grad_fn_of(i64 outputs) {
-#define LK_T(n) grad_tile<A, n, N>
+#define LK_T(n) grad_tile<A, n, N, Pairs>
 #if defined(__AVX512F__)
   static constexpr GradFn<A> fn[] = {nullptr, LK_T(1), LK_T(2),  LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6), LK_T(7),
                                      LK_T(8), LK_T(9), LK_T(10), LK_T(11), LK_T(12), LK_T(13), LK_T(14)};
@@ -59,9 +59,11 @@ GradFn<A> grad_fn_of(i64 outputs) {
 #undef LK_T
   return fn[outputs];
 }
-template <class A>
+template <class A, bool Pairs>
 GradFn<A> grad_fn(i64 outputs, i64 wide) {
-  return wide == kLanes<A> ? grad_fn_of<A, 1>(outputs) : grad_fn_of<A, kVectors>(outputs);
+  if constexpr (!Pairs)
+    if (wide == kLanes<A>) return grad_fn_of<A, 1, false>(outputs);
+  return grad_fn_of<A, kVectors, Pairs>(outputs);
 }
 
 // M taps of one output times N vectors of inputs: every tap loads inputs of its own.

@@ -26,6 +26,7 @@ LK_INLINE void read_line(Acc<T>* to, const T* from, i64 step, i64 n) {
       vstore(to + n - V, vload(from + n - V));
       return;
     }
+    if (i < n) return vstore(to, vload(from, static_cast<int>(n)), static_cast<int>(n));
   }
   for (; i < n; ++i) to[i] = to_acc(from[i * step]);
 }
@@ -40,6 +41,7 @@ LK_INLINE void write_line(T* to, i64 step, const Acc<T>* from, i64 n) {
       vstore(to + n - V, vload(from + n - V));
       return;
     }
+    if (i < n) return vstore(to, vload(from, static_cast<int>(n)), static_cast<int>(n));
   }
   for (; i < n; ++i) to[i * step] = from_acc<T>(from[i]);
 }

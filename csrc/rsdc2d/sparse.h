@@ -66,7 +66,7 @@ struct Sparse {
   void pack(i64 b) {
     const i64 group = b / blocks, first = b % blocks * wide;
     A* to = packed + b * block;
-    pack_weights<T>(g, w, group, first, wide, to);
+    pack_weights<false>(g, w, group, first, wide, to);
     to += block - wide;
     for (i64 r = 0; r < wide; ++r)
       to[r] = bias && first + r < g.outputs ? to_acc(bias[group * g.outputs + first + r]) : A(0);

@@ -1,13 +1,13 @@
 // Strips of an input as lines of accumulators with zeros around them, so that a tap is a constant distance in memory.
 #pragma once
-#include "rsdc2d/lines.h"
+#include "rsdc2d/pairs.h"
 
 namespace {
 namespace rsdc {
 
 // Element (channel c, grid row i of the strip, grid column j) of plane q, shifted by (u, v), lies at
-// data + q * plane + (i + u - rows.lo) * row + c * channel + j + v.
-template <class T>
+// data + q * plane + (i + u - rows.lo) * row + c * channel + j + v. With Pairs, two channels of the input are one here.
+template <class T, bool Pairs = false>
 struct Stage {
   using A = Acc<T>;
   const Plan& g;
@@ -42,13 +42,20 @@ struct Stage {
         const i64 i = i0 + g.rows.lo + u;
         A* const to = data + q * plane + u * row;
         if (i < 0 || i >= m) {
-          for (i64 c = 0; c < count; ++c) clear(to + c * channel, n);
+          for (i64 c = 0; c < paired(Pairs, count); ++c) clear(to + c * channel, n);
           continue;
         }
         const T* const line = corner + i * sh * g.src.h;
         if (pixels) {
           if (i + 1 < m) touch_pixels<0>(line + sh * g.src.h, sw * g.src.w, n, count);
-          pixels_to_lines<T>(to, channel, line, sw * g.src.w, n, count, part);
+          if constexpr (Pairs)
+            pixels_to_pairs(to, channel, line, sw * g.src.w, n, count, part);
+          else
+            pixels_to_lines<T>(to, channel, line, sw * g.src.w, n, count, part);
+        } else if constexpr (Pairs) {
+          for (i64 c = 0; c < count; c += 2)
+            read_pairs(to + c / 2 * channel, line + c * g.src.c, c + 1 < count ? line + (c + 1) * g.src.c : nullptr,
+                       sw * g.src.w, n);
         } else {
           for (i64 c = 0; c < count; ++c) read_line<T>(to + c * channel, line + c * g.src.c, sw * g.src.w, n);
         }
@@ -113,18 +120,27 @@ inline TermList make_terms(const Plan& g, Arena& a, i64 plane, i64 row, i64 pixe
 }
 
 // Weights in the order in which kernels read them: [block of `wide` outputs][source][tap][wide], zeros past the end.
-template <class T>
+template <bool Pairs, class T>
 void pack_weights(const Plan& g, const T* w, i64 group, i64 first, i64 wide, Acc<T>* to) {
   const i64 gi = group_in(g.p), go = group_out(g.p), taps = g.p.taps;
   const i64 by_output = g.backward ? taps : gi * taps, by_source = g.backward ? gi * taps : taps;
   const T* from = w + group * go * gi * taps + first * by_output;
-  const i64 n = smaller(wide, g.outputs - first);
-  for (i64 s = 0; s < g.sources; ++s)
-    for (i64 t = 0; t < taps; ++t, to += wide) {
-      const T* one = from + s * by_source + t;
-      for (i64 r = 0; r < n; ++r) to[r] = to_acc(one[r * by_output]);
-      for (i64 r = n; r < wide; ++r) to[r] = 0;
+  const i64 n = smaller(wide, g.outputs - first), step = Pairs ? 2 : 1;
+  if (n < wide) clear(to, paired(Pairs, g.sources) * taps * wide);
+  for (i64 s = 0; s < g.sources; s += step, from += step * by_source, to += taps * wide) {
+    if constexpr (sizeof(T) == sizeof(Acc<T>)) {
+      transpose(to, wide, from, by_output, n, taps);
+    } else {
+      for (i64 r = 0; r < n; ++r)
+        for (i64 t = 0; t < taps; ++t) {
+          const T* const one = from + r * by_output + t;
+          if constexpr (Pairs)
+            read_pairs(to + t * wide + r, one, s + 1 < g.sources ? one + by_source : nullptr, 0, 1);
+          else
+            to[t * wide + r] = to_acc(*one);
+        }
     }
+  }
 }
 
 }  // namespace rsdc

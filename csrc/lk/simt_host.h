@@ -12,6 +12,7 @@
 
 #define LK_DEVICE inline
 #define LK_UNROLL
+#define LK_UNROLL_4
 
 namespace lk::simt {
 

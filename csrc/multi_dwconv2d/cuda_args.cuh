@@ -49,6 +49,13 @@ LK_DEVICE int take(i64& index, int size) {
   return static_cast<int>(all - quotient * static_cast<u32>(size));
 }
 
+// Division by a small number without dividing: exact while index * (by - 1) < 2^16 and index < 2^16.
+struct Divider {
+  u32 factor;
+  static Divider of(int by) { return {static_cast<u32>((65536 + by - 1) / by)}; }
+  LK_DEVICE int operator()(int index) const { return static_cast<int>((static_cast<u32>(index) * factor) >> 16); }
+};
+
 struct Place {
   int n, c, i, j;
 };

@@ -13,6 +13,10 @@ inline i64 weights_of(const Params& p) {
   return count;
 }
 
+// Of dilation 1, kernels up to 7; `back`: from the output's gradient to the input's.
+bool tile_takes(const Params& p, Pass pass);
+int tile_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* out);
+
 int generic_fwd(const Params& p, void* stream, const void* x, const void* w, const void* bias, void* y);
 int generic_bwd_x(const Params& p, void* stream, const void* g, const void* w, void* gx);
 i64 generic_parts(const Params& p);

@@ -50,6 +50,7 @@ constexpr int kMaxShared = 48 * 1024;  // what every device gives without being 
 #else
 #include <cuda_runtime.h>
 #define LK_DEVICE __device__ __forceinline__
+#define LK_ANYWHERE __host__ __device__ __forceinline__
 #define LK_UNROLL _Pragma("unroll")
 #define LK_UNROLL_4 _Pragma("unroll 4")
 

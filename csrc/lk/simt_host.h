@@ -11,6 +11,7 @@
 #include <vector>
 
 #define LK_DEVICE inline
+#define LK_ANYWHERE inline
 #define LK_UNROLL
 #define LK_UNROLL_4
 

@@ -17,6 +17,10 @@ inline i64 weights_of(const Params& p) {
 bool tile_takes(const Params& p, Pass pass);
 int tile_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* out);
 
+// 16-bit nchw at stride 1 on tensor cores: kernels 3, 5, 7, 3+5 and 3+5+7.
+bool mma_takes(const Params& p, Pass pass);
+int mma_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* out);
+
 int generic_fwd(const Params& p, void* stream, const void* x, const void* w, const void* bias, void* y);
 int generic_bwd_x(const Params& p, void* stream, const void* g, const void* w, void* gx);
 i64 generic_parts(const Params& p);

@@ -66,13 +66,13 @@ struct TilePlan {
   int rows, columns;   // of the input, halo included; in floats for nchw, in pixels for nhwc
   int left;
 
-  LK_DEVICE static int rows_of(const Tile& t) { return (t.rows - 1) * S + 1 + 2 * t.reach; }
-  LK_DEVICE static int columns_of(const Tile& t) {
+  LK_ANYWHERE static int rows_of(const Tile& t) { return (t.rows - 1) * S + 1 + 2 * t.reach; }
+  LK_ANYWHERE static int columns_of(const Tile& t) {
     if (kNhwc) return (t.columns - 1) * S + 1 + 2 * t.reach;
     const int wide = t.columns * S + 2 * kLeft;
     return t.columns < 32 && wide % 8 == 0 ? wide + 4 : wide;  // four rows apart in other banks
   }
-  LK_DEVICE static int floats(const Tile& t) { return t.images * rows_of(t) * columns_of(t) * (kNhwc ? kWarp : 1); }
+  LK_ANYWHERE static int floats(const Tile& t) { return t.images * rows_of(t) * columns_of(t) * (kNhwc ? kWarp : 1); }
 
   // The index-th tile of channel (or channels) `unit`: columns first, then rows, then images.
   LK_DEVICE TilePlan(const TileArgs& a, i64 index, int unit) {
@@ -168,7 +168,7 @@ struct TileConv {
   using Sums = float[kTileEdge][kTileEdge];
 
   // Floats of one kernel in shared memory.
-  static constexpr int weights(int kernel) { return (kernel * kernel + 3) / 4 * 4 * (kNhwc ? kWarp : 1); }
+  LK_ANYWHERE static constexpr int weights(int kernel) { return (kernel * kernel + 3) / 4 * 4 * (kNhwc ? kWarp : 1); }
   static int shared_bytes(const Tile& t) { return 4 * (Plan::floats(t) + weights(2 * t.reach + 1)); }
 
   template <class T>

@@ -17,15 +17,20 @@ int bwd_x(const Params& p, const Options& o, const void* g, const void* w, void*
   return generic_bwd_x(p, o.stream, g, w, gx);
 }
 
-i64 work_size(const Params& p, const Options&) { return generic_parts(p) * weights_of(p); }
+i64 work_size(const Params& p, const Options& o) {
+  const i64 parts = !o.exact && mma_takes(p, Pass::bwd_w) ? mma_parts(p) : generic_parts(p);
+  return parts * weights_of(p);
+}
 
 int bwd_w(const Params& p, const Options& o, const void* g, const void* x, void* work, void* gw) {
   if (p.num_branches > kMaxBranches) return kUnsupported;
-  return generic_bwd_w(p, o.stream, g, x, work, gw);
+  if (o.exact || !mma_takes(p, Pass::bwd_w)) return generic_bwd_w(p, o.stream, g, x, work, gw);
+  const int error = mma_grad(p, o.stream, g, x, work);
+  return error ? error : sum_parts(p, o.stream, work, mma_parts(p), gw);
 }
 
 const char* kernels(const Params& p, const Options& o, Pass pass) {
-  if (pass != Pass::bwd_w && !o.exact && mma_takes(p, pass)) return "mma";
+  if (!o.exact && mma_takes(p, pass)) return "mma";
   if (pass != Pass::bwd_w && tile_takes(p, pass)) return "tile";
   return "generic";
 }

@@ -21,6 +21,10 @@ int tile_conv(const Params& p, void* stream, bool back, const void* in, const vo
 bool mma_takes(const Params& p, Pass pass);
 int mma_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* out);
 
+// The first stage of the weight gradient, in so many parts.
+i64 mma_parts(const Params& p);
+int mma_grad(const Params& p, void* stream, const void* g, const void* x, void* work);
+
 int generic_fwd(const Params& p, void* stream, const void* x, const void* w, const void* bias, void* y);
 int generic_bwd_x(const Params& p, void* stream, const void* g, const void* w, void* gx);
 i64 generic_parts(const Params& p);

@@ -1,5 +1,5 @@
 #include "multi_dwconv2d/cuda_launch.h"
-#include "multi_dwconv2d/cuda_mma.cuh"
+#include "multi_dwconv2d/cuda_mma_grad.cuh"
 
 namespace lk::multi_dwconv2d::cuda {
 namespace {
@@ -17,56 +17,61 @@ int kernels_of(const Params& p, int first, int last) {
   return set == 3 || set == 5 || set == 7 || set == 35 || set == 357 ? set : 0;
 }
 
-template <class K>
-int run(MmaArgs& a, int units, void* stream) {
-  const int eights = (a.wo < kMmaColumns ? a.wo + 7 : kMmaColumns) / 8, groups = 2 * (eights + 1);
-  a.rows = static_cast<int>(ceil_div(a.ho, ceil_div(a.ho, kRows)));
-  const int lines = a.rows + 2 * K::kReach;
-  // As many images as waste the fewest of the rows that four warps take at a time.
+// Tiles of a channel: as many images in one as waste the fewest of the rows that four warps take at a time, as long as
+// what `bytes(images, rows)` says fits.
+template <class Bytes>
+MmaTiles tiles_of(const Params& p, i64 ho, i64 wo, const Bytes& bytes) {
+  MmaTiles t{};
+  t.rows = static_cast<int>(ceil_div(ho, ceil_div(ho, kRows)));
+  t.eights = static_cast<int>(ceil_div(wo < kMmaColumns ? wo : kMmaColumns, 8));
   double best = 0;
-  MmaArgs tried = a;
-  for (int images = 1; images <= 16 && images <= a.n; ++images) {
-    tried.images = images;
-    const i64 items = static_cast<i64>(images) * lines * groups;
-    if (K::shared_bytes(tried) > kShared || items * (groups - 1) >= 65536 || items * (lines - 1) / groups >= 65536)
-      break;
-    const int rows = images * a.rows, whole = kMmaRows * K::kWarps;
+  for (int images = 1; images <= 16 && images <= p.n; ++images) {
+    if (bytes(images, t.rows, t.eights) > kShared) break;
+    const int rows = images * t.rows, whole = 4 * kMmaRows;
     const double use = static_cast<double>(rows) / static_cast<double>(ceil_div(rows, whole) * whole);
     if (use > best + 0.02) {
       best = use;
-      a.images = images;
+      t.images = images;
     }
   }
-  if (!a.images) return kUnsupported;
-  a.across = static_cast<int>(ceil_div(a.wo, kMmaColumns));
-  a.down = static_cast<int>(ceil_div(a.ho, a.rows));
-  const i64 tiles = ceil_div(a.n, a.images) * a.across * a.down;
-  if (tiles > 0x7fffffff) return kUnsupported;
-  a.tiles = static_cast<int>(tiles);
-  const i64 each = tiles * units / kTiles;
-  a.tiles_a_block = static_cast<int>(each < 1 ? 1 : each > 8 ? 8 : each);
-  a.by_rows = Divider::of(a.rows);
-  a.by_lines = Divider::of(lines);
-  a.by_groups = Divider::of(groups);
-  return launch<K>(K::kSlabs > 1 ? "mma_back" : "mma_conv", {ceil_div(tiles, a.tiles_a_block), units},
-                   K::shared_bytes(a), stream, a);
+  t.across = static_cast<int>(ceil_div(wo, kMmaColumns));
+  t.down = static_cast<int>(ceil_div(ho, t.rows));
+  const i64 count = t.images ? ceil_div(p.n, t.images) * t.across * t.down : 0;
+  t.count = count > 0x7fffffff ? 0 : static_cast<int>(count);
+  t.by_rows = Divider::of(t.rows);
+  return t;
+}
+
+template <class K>
+int run(const Params& p, MmaArgs& a, void* stream) {
+  auto shape = [](int images, int rows, int eights) { return MmaShape::of(images, rows + 2 * K::kReach, eights + 1); };
+  auto bytes = [&](int images, int rows, int eights) {
+    const MmaShape s = shape(images, rows, eights);
+    return s.exact() ? K::kSlabs * 2 * s.numbers() : kShared + 1;
+  };
+  MmaTiles& t = a.tiles;
+  t = tiles_of(p, a.ho, a.wo, bytes);
+  if (!t.count) return kUnsupported;
+  a.shape = shape(t.images, t.rows, t.eights);
+  const i64 each = static_cast<i64>(t.count) * a.c / kTiles;
+  t.a_block = static_cast<int>(each < 1 ? 1 : each > 8 ? 8 : each);
+  return launch<K>(K::kSlabs > 1 ? "mma_back" : "mma_conv", {ceil_div(t.count, t.a_block), a.c},
+                   bytes(t.images, t.rows, t.eights), stream, a);
 }
 
 template <class T>
-int by_kernels(int set, bool slabs, MmaArgs& a, int units, void* stream) {
+int by_kernels(const Params& p, int set, bool slabs, MmaArgs& a, void* stream) {
   switch (set) {
     case 3:
-      return run<MmaConv<T, 3, 0, 0, false>>(a, units, stream);
+      return run<MmaConv<T, 3, 0, 0, false>>(p, a, stream);
     case 5:
-      return run<MmaConv<T, 5, 0, 0, false>>(a, units, stream);
+      return run<MmaConv<T, 5, 0, 0, false>>(p, a, stream);
     case 7:
-      return run<MmaConv<T, 7, 0, 0, false>>(a, units, stream);
+      return run<MmaConv<T, 7, 0, 0, false>>(p, a, stream);
     case 35:
-      return slabs ? run<MmaConv<T, 3, 5, 0, true>>(a, units, stream)
-                   : run<MmaConv<T, 3, 5, 0, false>>(a, units, stream);
+      return slabs ? run<MmaConv<T, 3, 5, 0, true>>(p, a, stream) : run<MmaConv<T, 3, 5, 0, false>>(p, a, stream);
     case 357:
-      return slabs ? run<MmaConv<T, 3, 5, 7, true>>(a, units, stream)
-                   : run<MmaConv<T, 3, 5, 7, false>>(a, units, stream);
+      return slabs ? run<MmaConv<T, 3, 5, 7, true>>(p, a, stream) : run<MmaConv<T, 3, 5, 7, false>>(p, a, stream);
   }
   return kUnsupported;
 }
@@ -79,23 +84,26 @@ int vector_of(const Strides& s, i64 wide, const void* p) {
   return all % 2 == 0 && address % 4 == 0 ? 2 : 1;
 }
 
+MmaMap map_of(const Params& p, const Strides& s, const void* at) {
+  return {static_cast<const u16*>(at), s, static_cast<int>(p.n), static_cast<int>(p.h), static_cast<int>(p.w),
+          vector_of(s, p.w, at)};
+}
+
 int conv(const Params& p, void* stream, bool back, int first, int last, const void* in, const void* w, const void* bias,
          void* out) {
   MmaArgs a{};
-  a.in = static_cast<const u16*>(in);
+  a.in = map_of(p, back ? p.y : p.x, in);
   a.w = static_cast<const u16*>(w);
   a.bias = static_cast<const u16*>(bias);
   a.out = static_cast<u16*>(out);
   a.n = static_cast<int>(p.n);
   a.c = static_cast<int>(p.branches[first].channels);
-  a.h = a.ho = static_cast<int>(p.h);
-  a.wide = a.wo = static_cast<int>(p.w);
-  a.in_s = back ? p.y : p.x;
+  a.ho = static_cast<int>(p.h);
+  a.wo = static_cast<int>(p.w);
   a.out_s = back ? p.x : p.y;
   a.combine = p.combine;
   a.turned = back;
-  const int read = vector_of(a.in_s, p.w, in), write = vector_of(a.out_s, p.w, out);
-  a.vector = read < write ? read : write;
+  a.pairs = vector_of(a.out_s, p.w, out) > 1;
   for (int m = first; m <= last; ++m) {
     const Branch& b = p.branches[m];
     a.in_c[m - first] = back ? b.out_start : b.in_start;
@@ -104,8 +112,60 @@ int conv(const Params& p, void* stream, bool back, int first, int last, const vo
   }
   const bool slabs = back && p.combine == Combine::concat;
   const int set = kernels_of(p, first, last);
-  if (p.dtype == DType::bf16) return by_kernels<bf16>(set, slabs, a, a.c, stream);
-  return by_kernels<f16>(set, slabs, a, a.c, stream);
+  if (p.dtype == DType::bf16) return by_kernels<bf16>(p, set, slabs, a, stream);
+  return by_kernels<f16>(p, set, slabs, a, stream);
+}
+
+// Tiles of the weight gradient, the same for every kernel, so that all branches have as many parts.
+MmaShape x_shape(int images, int rows, int eights, int reach) {
+  return MmaShape::of(images, rows + 2 * reach, (eights + 1) / 2 * 2 + 1);
+}
+MmaShape g_shape(int images, int rows, int eights) { return MmaShape::of(images, rows, (eights + 1) / 2 * 2); }
+
+MmaTiles grad_tiles(const Params& p) {
+  MmaTiles t = tiles_of(p, p.ho, p.wo, [](int images, int rows, int eights) {
+    const MmaShape x = x_shape(images, rows, eights, 3), g = g_shape(images, rows, eights);
+    return x.exact() && g.exact() ? 2 * (x.numbers() + g.numbers()) : kShared + 1;
+  });
+  const i64 parts = kPrograms / p.c;
+  if (t.count) t.a_block = static_cast<int>(ceil_div(t.count, parts < 1 ? 1 : parts > t.count ? t.count : parts));
+  return t;
+}
+
+template <class T, int K>
+int run_grad(MmaGradArgs& a, int c, void* stream) {
+  const MmaTiles& t = a.tiles;
+  a.x_shape = x_shape(t.images, t.rows, t.eights, K / 2);
+  a.g_shape = g_shape(t.images, t.rows, t.eights);
+  using G = MmaGrad<T, K>;
+  return launch<G>("mma_grad", {ceil_div(t.count, t.a_block), c}, G::shared_bytes(a), stream, a);
+}
+
+// Branches first..last, which are added, or one.
+int grad(const Params& p, void* stream, int first, int last, const void* g, const void* x, float* work) {
+  MmaGradArgs a{};
+  const Branch& b = p.branches[first];
+  a.x = map_of(p, p.x, x);
+  a.g = map_of(p, p.y, g);
+  a.x_c = b.in_start;
+  a.g_c = b.out_start;
+  a.tiles = grad_tiles(p);
+  if (!a.tiles.count) return kUnsupported;
+  a.work = work;
+  a.weights = weights_of(p);
+  i64 k = 0;
+  for (int m = first; m <= last; ++m) {
+    a.branch[a.branches++] = p.branches[m];
+    k = p.branches[m].kernel > k ? p.branches[m].kernel : k;
+  }
+  const int c = static_cast<int>(b.channels);
+  if (p.dtype == DType::bf16)
+    return k == 3   ? run_grad<bf16, 3>(a, c, stream)
+           : k == 5 ? run_grad<bf16, 5>(a, c, stream)
+                    : run_grad<bf16, 7>(a, c, stream);
+  return k == 3   ? run_grad<f16, 3>(a, c, stream)
+         : k == 5 ? run_grad<f16, 5>(a, c, stream)
+                  : run_grad<f16, 7>(a, c, stream);
 }
 
 }  // namespace
@@ -128,6 +188,20 @@ int mma_conv(const Params& p, void* stream, bool back, const void* in, const voi
     return conv(p, stream, back, 0, static_cast<int>(p.num_branches) - 1, in, w, bias, out);
   for (int m = 0; m < p.num_branches; ++m)
     if (const int error = conv(p, stream, back, m, m, in, w, bias, out)) return error;
+  return 0;
+}
+
+i64 mma_parts(const Params& p) {
+  const MmaTiles t = grad_tiles(p);
+  return t.count ? ceil_div(t.count, t.a_block) : 1;
+}
+
+int mma_grad(const Params& p, void* stream, const void* g, const void* x, void* work) {
+  const int last = static_cast<int>(p.num_branches) - 1;
+  float* sums = static_cast<float*>(work);
+  if (p.combine == Combine::add) return grad(p, stream, 0, last, g, x, sums);
+  for (int m = 0; m <= last; ++m)
+    if (const int error = grad(p, stream, m, m, g, x, sums)) return error;
   return 0;
 }
 

@@ -13,52 +13,47 @@ constexpr int kMmaColumns = 32;  // of outputs, in a tile
 constexpr int kMmaRows = 16;     // of outputs, in a product
 constexpr int kMmaBranches = 3;
 
-struct MmaArgs {
-  const u16 *in, *w, *bias;
-  u16* out;
-  int n, c, h, wide, ho, wo;
-  Strides in_s, out_s;
-  Combine combine;
-  bool turned;
-  int vector;               // 4, 2 or 1 numbers of a row can be read at once
-  i64 in_c[kMmaBranches];   // first channel of each slab read
-  i64 out_c[kMmaBranches];  // first channel of each slab written
-  i64 weight_start[kMmaBranches];
-  int images, rows;                      // of outputs, in a tile
-  int tiles, tiles_a_block;              // of a channel
-  int across, down;                      // tiles of an image
-  Divider by_rows, by_lines, by_groups;  // rows; rows of the input's tile; groups of four of its lines
+// A tensor that tiles are read from; `vector`: 4, 2 or 1 numbers of a row can be read at once.
+struct MmaMap {
+  const u16* at;
+  Strides s;
+  int n, h, wide, vector;
 };
 
-// The input's tile: lines of `pitch` numbers, the first 4 of them left of the tile's outputs, `reach` lines above and
-// below each image; zeros outside the map. Lines are an odd number of 16 bytes apart: any 8 lie in different banks.
-struct MmaTile {
-  LK_ANYWHERE static int eights(int wo) {
-    const int wide = wo < kMmaColumns ? wo : kMmaColumns;
-    return (wide + 7) / 8;
-  }
-  LK_ANYWHERE static int pitch(int eights) { return ((eights + 1) | 1) * 8; }
+// Its tile in shared memory: lines of `pitch` numbers read in groups of four, zeros outside the map. Lines are an odd
+// number of 16 bytes apart, so that any 8 of them lie in different banks.
+struct MmaShape {
+  int images, lines, groups, pitch;
+  Divider by_lines, by_groups;
 
-  LK_DEVICE static void load(const MmaArgs& a, u16* tile, i64 channel, int n0, int top, int left, int reach, int pitch,
-                             int groups, int threads) {
-    const int lines = a.rows + 2 * reach, items = a.images * lines * groups;
+  static MmaShape of(int images, int lines, int eights) {
+    return {images, lines, 2 * eights, (eights | 1) * 8, Divider::of(lines), Divider::of(2 * eights)};
+  }
+  bool exact() const {
+    const i64 all = static_cast<i64>(images) * lines;
+    return all * groups * (groups - 1) < 65536 && all * (lines - 1) < 65536;
+  }
+  LK_ANYWHERE int numbers() const { return images * lines * pitch; }
+
+  LK_DEVICE void load(const MmaMap& map, u16* tile, i64 channel, int n0, int top, int left, int threads) const {
+    const int items = images * lines * groups;
     for (int p = tid(); p < items; p += threads) {
-      const int line = a.by_groups(p), group = p - line * groups, image = a.by_lines(line);
+      const int line = by_groups(p), group = p - line * groups, image = by_lines(line);
       const int n = n0 + image, row = top + line - image * lines, column = left + 4 * group;
       u32 lo = 0, hi = 0;
-      if (n < a.n && row >= 0 && row < a.h) {
-        const u16* from = a.in + at(a.in_s, n, channel, row, 0);
-        if (a.vector == 4 && column >= 0 && column + 3 < a.wide) {
+      if (n < map.n && row >= 0 && row < map.h) {
+        const u16* from = map.at + at(map.s, n, channel, row, 0);
+        if (map.vector == 4 && column >= 0 && column + 3 < map.wide) {
           const Words v = *reinterpret_cast<const Words*>(from + column);
           lo = v.lo;
           hi = v.hi;
-        } else if (a.vector >= 2) {
-          if (column >= 0 && column + 1 < a.wide) lo = *reinterpret_cast<const u32*>(from + column);
-          if (column + 2 >= 0 && column + 3 < a.wide) hi = *reinterpret_cast<const u32*>(from + column + 2);
+        } else if (map.vector >= 2) {
+          if (column >= 0 && column + 1 < map.wide) lo = *reinterpret_cast<const u32*>(from + column);
+          if (column + 2 >= 0 && column + 3 < map.wide) hi = *reinterpret_cast<const u32*>(from + column + 2);
         } else {
           u32 v[4];
           LK_UNROLL for (int e = 0; e < 4; ++e) {
-            v[e] = column + e >= 0 && column + e < a.wide ? from[column + e] : 0;
+            v[e] = column + e >= 0 && column + e < map.wide ? from[column + e] : 0;
           }
           lo = v[0] | v[1] << 16;
           hi = v[2] | v[3] << 16;
@@ -71,6 +66,42 @@ struct MmaTile {
   struct alignas(8) Words {
     u32 lo, hi;
   };
+};
+
+// A channel's tiles: so many columns of tiles and rows of them an image, so many tiles a block.
+struct MmaTiles {
+  int images, rows, eights;  // outputs of a tile: images, rows, columns in eights
+  int across, down, count, a_block;
+  Divider by_rows;
+
+  LK_DEVICE int first() const { return static_cast<int>(block_x()) * a_block; }
+  LK_DEVICE int last() const { return first() + a_block < count ? first() + a_block : count; }
+};
+
+// Where a tile's outputs begin.
+struct MmaPlace {
+  int n, i, j;
+  LK_DEVICE MmaPlace(const MmaTiles& t, int index) {
+    const int rest = index / t.across, band = rest / t.down;
+    j = (index - rest * t.across) * kMmaColumns;
+    i = (rest - band * t.down) * t.rows;
+    n = band * t.images;
+  }
+};
+
+struct MmaArgs {
+  MmaMap in;
+  const u16 *w, *bias;
+  u16* out;
+  int n, c, ho, wo;
+  Strides out_s;
+  Combine combine;
+  bool turned, pairs;       // kernels turned by 180 degrees; two numbers of a row can be written at once
+  i64 in_c[kMmaBranches];   // first channel of each slab read
+  i64 out_c[kMmaBranches];  // first channel of each slab written
+  i64 weight_start[kMmaBranches];
+  MmaTiles tiles;
+  MmaShape shape;
 };
 
 // T_u of one kernel: column n is output n of 8, row k input k of the 16 from 4 left of them.
@@ -99,10 +130,6 @@ struct MmaConv {
   using Args = MmaArgs;
   using Sums = float[kSums][kEights][4];
 
-  static int shared_bytes(const MmaArgs& a) {
-    return kSlabs * a.images * (a.rows + 2 * kReach) * MmaTile::pitch(MmaTile::eights(a.wo)) * 2;
-  }
-
   // One kernel's products for the windows from `line` on, which lies kReach lines above the outputs.
   template <int K, int kUse>
   static LK_DEVICE void add(Sums& sums, const u32 (&t)[K > 0 ? K : 1][2], int i, int p, const u32 (&l)[2],
@@ -121,21 +148,18 @@ struct MmaConv {
     if constexpr (K1 > 0) toeplitz<K1>(t1, a.w + a.weight_start[1] + static_cast<i64>(c) * K1 * K1, a.turned);
     if constexpr (K2 > 0) toeplitz<K2>(t2, a.w + a.weight_start[2] + static_cast<i64>(c) * K2 * K2, a.turned);
 
-    const int eights = MmaTile::eights(a.wo), pitch = MmaTile::pitch(eights), groups = 2 * (eights + 1);
-    const int lines = a.rows + 2 * kReach, slab = a.images * lines * pitch, products = a.images * a.rows;
-    const int first = static_cast<int>(block_x()) * a.tiles_a_block;
-    const int last = first + a.tiles_a_block < a.tiles ? first + a.tiles_a_block : a.tiles;
-    for (int index = first; index < last; ++index) {
-      const int j0 = index % a.across * kMmaColumns, rest = index / a.across;
-      const int i0 = rest % a.down * a.rows, n0 = rest / a.down * a.images;
-      if (index > first) sync();  // the tile before has been read
-      LK_UNROLL for (int s = 0; s < kSlabs; ++s) MmaTile::load(a, tile + s * slab, a.in_c[s] + c, n0, i0 - kReach,
-                                                               j0 - kMmaLeft, kReach, pitch, groups, kThreads);
+    const int pitch = a.shape.pitch, lines = a.shape.lines, slab = a.shape.numbers();
+    const int products = a.tiles.images * a.tiles.rows;
+    for (int index = a.tiles.first(); index < a.tiles.last(); ++index) {
+      const MmaPlace o(a.tiles, index);
+      if (index > a.tiles.first()) sync();  // the tile before has been read
+      LK_UNROLL for (int s = 0; s < kSlabs; ++s)
+          a.shape.load(a.in, tile + s * slab, a.in_c[s] + c, o.n, o.i - kReach, o.j - kMmaLeft, kThreads);
       sync();
       for (int m0 = warp * kMmaRows; m0 < products; m0 += kWarps * kMmaRows) {
         // Rows beyond the tile are computed from its first and not stored.
-        const int mine = m0 + lane % 16 < products ? m0 + lane % 16 : 0, image = a.by_rows(mine);
-        const u16* line = tile + (image * lines + mine - image * a.rows) * pitch;
+        const int mine = m0 + lane % 16 < products ? m0 + lane % 16 : 0, image = a.tiles.by_rows(mine);
+        const u16* line = tile + (image * lines + mine - image * a.tiles.rows) * pitch;
         Sums sums;
         LK_UNROLL for (int s = 0; s < kSums; ++s) {
           LK_UNROLL for (int p = 0; p < kEights; ++p) { LK_UNROLL for (int e = 0; e < 4; ++e) sums[s][p][e] = 0; }
@@ -146,7 +170,7 @@ struct MmaConv {
             u32 l[2], r[2];
             load_rows2(l[0], l[1], at);
             LK_UNROLL for (int p = 0; p < kEights; ++p) {
-              if (p >= eights) break;
+              if (p >= a.tiles.eights) break;
               load_rows2(r[0], r[1], at + 8 * (p + 1));
               if (!kBack || s == 0) add<K0, 0>(sums, t0, i, p, l, r);
               if (!kBack || s == 1) add<K1, 1>(sums, t1, i, p, l, r);
@@ -156,12 +180,12 @@ struct MmaConv {
             }
           }
         }
-        store(a, sums, c, n0, i0, j0, m0, eights);
+        store(a, sums, c, o, m0);
       }
     }
   }
 
-  static LK_DEVICE void store(const MmaArgs& a, Sums& sums, int c, int n0, int i0, int j0, int m0, int eights) {
+  static LK_DEVICE void store(const MmaArgs& a, Sums& sums, int c, const MmaPlace& o, int m0) {
     const int lane = tid() % kWarp;
     const bool merged = kSums > 1 && a.combine == Combine::add;
     if (merged || (kSums > 1 && a.combine == Combine::cumulative)) {
@@ -171,21 +195,21 @@ struct MmaConv {
         }
       }
     }
-    const bool pairs = a.vector >= 2 && a.wo % 2 == 0;
     LK_UNROLL for (int half = 0; half < 2; ++half) {
-      const int row = m0 + lane / 4 + 8 * half, image = a.by_rows(row), i = i0 + row - image * a.rows, n = n0 + image;
-      if (image >= a.images || n >= a.n || i >= a.ho) continue;
+      const int row = m0 + lane / 4 + 8 * half, image = a.tiles.by_rows(row);
+      const int i = o.i + row - image * a.tiles.rows, n = o.n + image;
+      if (image >= a.tiles.images || n >= a.n || i >= a.ho) continue;
       LK_UNROLL for (int s = 0; s < kSums; ++s) {
         if (merged && s + 1 < kSums) continue;
         const i64 channel = a.out_c[merged ? 0 : s] + c;
         const float bias = a.bias ? to_acc(T{a.bias[channel]}) : 0;
         u16* out = a.out + at(a.out_s, n, channel, i, 0);
         LK_UNROLL for (int p = 0; p < kEights; ++p) {
-          const int j = j0 + 8 * p + lane % 4 * 2;
-          if (p >= eights || j >= a.wo) break;
+          const int j = o.j + 8 * p + lane % 4 * 2;
+          if (p >= a.tiles.eights || j >= a.wo) break;
           const u16 one = from_acc<T>(sums[s][p][2 * half] + bias).bits;
           const u16 two = from_acc<T>(sums[s][p][2 * half + 1] + bias).bits;
-          if (pairs) {
+          if (a.pairs) {
             *reinterpret_cast<u32*>(out + j) = one | static_cast<u32>(two) << 16;
           } else {
             out[j] = one;

@@ -70,9 +70,8 @@ i64 generic_parts(const Params& p) {
   return ceil_div(rows, ceil_div(rows, parts));
 }
 
-int generic_bwd_w(const Params& p, void* stream, const void* g, const void* x, void* work, void* gw) {
-  const int error = [&]() -> int { LK_BY_DTYPE(run_bwd_w, p, stream, g, x, work) }();
-  return error ? error : sum_parts(p, stream, work, generic_parts(p), gw);
+int generic_bwd_w(const Params& p, void* stream, const void* g, const void* x, void* work) {
+  LK_BY_DTYPE(run_bwd_w, p, stream, g, x, work)
 }
 
 int sum_parts(const Params& p, void* stream, const void* work, i64 parts, void* gw) {

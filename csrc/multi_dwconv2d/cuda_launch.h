@@ -17,6 +17,9 @@ inline i64 weights_of(const Params& p) {
 bool tile_takes(const Params& p, Pass pass);
 int tile_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* out);
 
+i64 tile_parts(const Params& p);
+int tile_grad(const Params& p, void* stream, const void* g, const void* x, void* work);
+
 // 16-bit nchw at stride 1 on tensor cores: kernels 3, 5, 7, 3+5 and 3+5+7.
 bool mma_takes(const Params& p, Pass pass);
 int mma_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* out);
@@ -28,7 +31,7 @@ int mma_grad(const Params& p, void* stream, const void* g, const void* x, void* 
 int generic_fwd(const Params& p, void* stream, const void* x, const void* w, const void* bias, void* y);
 int generic_bwd_x(const Params& p, void* stream, const void* g, const void* w, void* gx);
 i64 generic_parts(const Params& p);
-int generic_bwd_w(const Params& p, void* stream, const void* g, const void* x, void* work, void* gw);
+int generic_bwd_w(const Params& p, void* stream, const void* g, const void* x, void* work);
 int sum_parts(const Params& p, void* stream, const void* work, i64 parts, void* gw);
 
 }  // namespace lk::multi_dwconv2d::cuda

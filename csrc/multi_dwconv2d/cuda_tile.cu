@@ -1,5 +1,5 @@
 #include "multi_dwconv2d/cuda_launch.h"
-#include "multi_dwconv2d/cuda_tile.cuh"
+#include "multi_dwconv2d/cuda_tile_grad.cuh"
 
 namespace lk::multi_dwconv2d::cuda {
 namespace {
@@ -10,33 +10,38 @@ int piece(int size, int most) {
   return static_cast<int>(ceil_div(ceil_div(size, pieces), kTileEdge)) * kTileEdge;
 }
 
+// The tile of outputs, as many images in it as keep the block's threads busy and fit.
 template <class K>
-int run(TileArgs& a, int units, void* stream) {
-  const Tile& t = a.tile;
-  const i64 tiles = ceil_div(a.n, t.images) * ceil_div(a.ho, t.rows) * ceil_div(a.wo, t.columns);
-  a.by_quads = Divider::of(K::Plan::columns_of(t) / 4 > 0 ? K::Plan::columns_of(t) / 4 : 1);
-  a.by_rows = Divider::of(K::Plan::rows_of(t));
-  return launch<K>("tile_conv", {tiles, units}, K::shared_bytes(t), stream, a);
-}
-
-// Images a block: as many as keep its threads busy and fit.
-template <class K>
-bool fit(Tile& t, int n, int pieces) {
+bool fit(TileArgs& a, bool nhwc) {
+  Tile& t = a.tile;
+  t.columns = piece(a.wo, nhwc ? 16 : 32);
+  t.rows = nhwc ? 4 * (a.ho > 4 ? 2 : 1) : piece(a.ho, 16);
+  const int pieces = nhwc ? K::kThreads / kWarp : K::kThreads;
   const int each = t.rows / kTileEdge * (t.columns / kTileEdge);
   t.images = pieces / each < 1 ? 1 : pieces / each;
-  if (t.images > n) t.images = n;
-  while (t.images > 1 && K::shared_bytes(t) > kMaxShared) --t.images;
-  return K::shared_bytes(t) <= kMaxShared;
+  if (t.images > a.n) t.images = a.n;
+  const int quads = K::Plan::columns_of(t) / 4, rows = K::Plan::rows_of(t);
+  const i64 across = quads > 0 && !nhwc ? quads : 1;
+  auto fits = [&] {
+    const i64 lines = static_cast<i64>(t.images) * rows;
+    return K::shared_bytes(t) <= kMaxShared && lines * across * (across - 1) < 65536 && lines * (rows - 1) < 65536;
+  };
+  while (t.images > 1 && !fits()) --t.images;
+  a.by_quads = Divider::of(static_cast<int>(across));
+  a.by_rows = Divider::of(rows);
+  return fits();
 }
+
+i64 tiles_of(const TileArgs& a) {
+  return ceil_div(a.n, a.tile.images) * ceil_div(a.ho, a.tile.rows) * ceil_div(a.wo, a.tile.columns);
+}
+
+int units_of(const TileArgs& a, bool nhwc) { return static_cast<int>(nhwc ? ceil_div(a.c, kWarp) : a.c); }
 
 template <class K>
 int fit_and_run(TileArgs& a, bool nhwc, void* stream) {
-  Tile& t = a.tile;
-  t.columns = piece(a.wo, nhwc ? 16 : 32);
-  t.rows = nhwc ? 4 * (a.ho > 4 && t.columns <= 16 ? 2 : 1) : piece(a.ho, 16);
-  if (!fit<K>(t, a.n, nhwc ? K::kThreads / kWarp : K::kThreads)) return kUnsupported;
-  const i64 units = nhwc ? ceil_div(a.c, kWarp) : a.c;
-  return units > 65535 ? kUnsupported : run<K>(a, static_cast<int>(units), stream);
+  if (!fit<K>(a, nhwc)) return kUnsupported;
+  return launch<K>("tile_conv", {tiles_of(a), units_of(a, nhwc)}, K::shared_bytes(a.tile), stream, a);
 }
 
 bool aligned4(const Strides& s, DType dtype, const void* p) {
@@ -94,11 +99,91 @@ int conv(const Params& p, void* stream, bool back, int first, int last, const vo
                : fit_and_run<TileConv<false, 1, 7>>(a, false, stream);
 }
 
+// What all branches of a weight gradient share; channels are the first branch's.
+TileGradArgs grad_args(const Params& p, const void* g, const void* x) {
+  TileGradArgs a{};
+  a.x.in = x;
+  a.x.n = static_cast<int>(p.n);
+  a.x.h = static_cast<int>(p.h);
+  a.x.wide = static_cast<int>(p.w);
+  a.x.ho = static_cast<int>(p.ho);
+  a.x.wo = static_cast<int>(p.wo);
+  a.x.in_s = p.x;
+  a.x.out_s = p.y;
+  a.x.dtype = p.dtype;
+  a.x.vectors = p.layout == Layout::nchw && aligned4(p.x, p.dtype, x) && aligned4(p.y, p.dtype, g);
+  a.g = g;
+  i64 most = 3;
+  for (i64 m = 0; m < p.num_branches; ++m) most = p.branches[m].kernel > most ? p.branches[m].kernel : most;
+  a.x.tile.reach = static_cast<int>(most / 2);  // of all, so that all have the same tiles and parts
+  return a;
+}
+
+// Tiles of a channel and how many a block takes. The largest kernel's, whatever the branch.
+template <bool kNhwc, int S>
+bool fit_grad(const Params& p, TileGradArgs& a) {
+  if (!fit<TileGrad<kNhwc, S, 7>>(a.x, kNhwc)) return false;
+  const i64 tiles = tiles_of(a.x), units = kNhwc ? ceil_div(p.c, kWarp) : p.c, parts = kPrograms / units;
+  if (tiles > 0x7fffffff) return false;
+  a.tiles = static_cast<int>(tiles);
+  a.tiles_a_block = static_cast<int>(ceil_div(tiles, parts < 1 ? 1 : parts > tiles ? tiles : parts));
+  return true;
+}
+
+bool fit_grad(const Params& p, TileGradArgs& a) {
+  if (p.layout == Layout::nhwc) return fit_grad<true, 1>(p, a);
+  return p.stride_h == 2 ? fit_grad<false, 2>(p, a) : fit_grad<false, 1>(p, a);
+}
+
+template <bool kNhwc, int S, int K>
+int run_grad(const TileGradArgs& a, void* stream) {
+  using G = TileGrad<kNhwc, S, K>;
+  return launch<G>("tile_grad", {ceil_div(a.tiles, a.tiles_a_block), units_of(a.x, kNhwc)}, G::shared_bytes(a.x.tile),
+                   stream, a);
+}
+
+template <bool kNhwc, int S>
+int run_grad(const TileGradArgs& a, i64 kernel, void* stream) {
+  if (kernel <= 3) return run_grad<kNhwc, S, 3>(a, stream);
+  return kernel == 5 ? run_grad<kNhwc, S, 5>(a, stream) : run_grad<kNhwc, S, 7>(a, stream);
+}
+
 }  // namespace
+
+i64 tile_parts(const Params& p) {
+  TileGradArgs a = grad_args(p, nullptr, nullptr);
+  return fit_grad(p, a) ? ceil_div(a.tiles, a.tiles_a_block) : 1;
+}
+
+int tile_grad(const Params& p, void* stream, const void* g, const void* x, void* work) {
+  TileGradArgs a = grad_args(p, g, x);
+  if (!fit_grad(p, a)) return kUnsupported;
+  a.work = static_cast<float*>(work);
+  a.weights = weights_of(p);
+  const int count = static_cast<int>(p.num_branches), together = p.combine == Combine::add ? count : 1;
+  for (int m = 0; m < count; m += together) {
+    const Branch& b = p.branches[m];
+    i64 kernel = 0;
+    for (a.branches = 0; a.branches < together; ++a.branches) {
+      a.x.branch[a.branches] = p.branches[m + a.branches];
+      if (p.branches[m + a.branches].kernel > kernel) kernel = p.branches[m + a.branches].kernel;
+    }
+    a.x.c = static_cast<int>(b.channels);
+    a.x_c = b.in_start;
+    a.g_c = b.out_start;
+    a.g_slab = b.channels;
+    a.slabs = p.combine == Combine::cumulative ? count - m : 1;  // a branch meets its own sum and all later ones
+    const int error = p.layout == Layout::nhwc ? run_grad<true, 1>(a, kernel, stream)
+                      : p.stride_h == 2        ? run_grad<false, 2>(a, kernel, stream)
+                                               : run_grad<false, 1>(a, kernel, stream);
+    if (error) return error;
+  }
+  return 0;
+}
 
 bool tile_takes(const Params& p, Pass pass) {
   if (p.dtype == DType::f64 || p.stride_h != p.stride_w || p.num_branches > kMaxSteps) return false;
-  if (p.stride_h != 1 && (p.stride_h != 2 || p.layout == Layout::nhwc || pass != Pass::fwd)) return false;
+  if (p.stride_h != 1 && (p.stride_h != 2 || p.layout == Layout::nhwc || pass == Pass::bwd_x)) return false;
   for (i64 m = 0; m < p.num_branches; ++m) {
     const Branch& b = p.branches[m];
     if (b.kernel > 7 || (b.dilation != 1 && b.kernel > 1)) return false;

@@ -134,3 +134,12 @@ def test_module_that_needs_what_is_missing(copy):
     """An import error inside the module is not taken for a module that was not built."""
     (copy / "_C.py").write_text("import lightkernels_missing_part\n")
     unavailable(child(copy), "lightkernels._C failed to load: No module named 'lightkernels_missing_part'")
+
+
+def test_module_of_an_earlier_version(copy):
+    """A binary that knows nothing of an operator is a reason, not an AttributeError."""
+    (copy / "_C.py").write_text("def isa():\n    return 'baseline'\n")
+    told = child(copy)
+    assert told.pop("isa") == "baseline"
+    why = "the native module lightkernels._C is older than this operator. Hint: pip install . builds it anew"
+    unavailable({**told, "isa": None}, why)

@@ -12,8 +12,8 @@ from lightkernels._core import env
 
 
 @functools.cache
-def load(name: str) -> tuple[ModuleType | None, str | None]:
-    """The native module ``lightkernels.<name>``, or None and why it is not there."""
+def load(name: str, needed: str | None = None) -> tuple[ModuleType | None, str | None]:
+    """The native module ``lightkernels.<name>``, or None and why it is not there, or lacks what is ``needed`` of it."""
     if env.DISABLE_NATIVE:
         return None, "switched off by LIGHTKERNELS_DISABLE_NATIVE=1"
     full = f"lightkernels.{name}"
@@ -29,6 +29,8 @@ def load(name: str) -> tuple[ModuleType | None, str | None]:
         return None, f"{full} failed to load: {error}"
     if name == "_C" and env.CPU_ISA is not None and module.isa() != env.CPU_ISA:
         return None, _isa_reason(module)
+    if needed is not None and not hasattr(module, needed):
+        return None, f"the native module {full} is older than this operator. Hint: pip install . builds it anew"
     return module, None
 
 

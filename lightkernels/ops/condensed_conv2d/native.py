@@ -20,11 +20,9 @@ _empty = torch.empty_strided
 def why_not(spec: Spec) -> str | None:
     if spec.device != "cpu":
         return f"the tensors are on {spec.device}, not on the CPU"
-    module, reason = native.load("_C")
+    module, reason = native.load("_C", "CondensedConv2dPlan")
     if module is None:
         return reason
-    if not hasattr(module, "CondensedConv2dPlan"):
-        return "the native module lightkernels._C was built without it. Hint: pip install . builds it"
     if spec.dtype not in _DTYPES:
         return f"dtype {spec.dtype} is not supported"
     return None
@@ -54,7 +52,7 @@ def copies(spec: Spec) -> str | None:
 def _plan(spec: Spec, stride: tuple[int, ...], nhwc: bool) -> Any:
     plan = spec.cache.get((stride, nhwc))
     if plan is None:
-        module, reason = native.load("_C")
+        module, reason = native.load("_C", "CondensedConv2dPlan")
         if module is None:
             raise RuntimeError(reason)
         sizes = [spec.n, spec.c, spec.h * spec.w, spec.c_out, spec.groups, spec.picked, stride[0]]

@@ -20,7 +20,7 @@ _DTYPES = {torch.float32: 0, torch.float64: 1}
 def why_not(spec: Spec) -> str | None:
     if spec.device != "cpu":
         return f"the tensors are on {spec.device}, not on the CPU"
-    module, reason = native.load("_C")
+    module, reason = native.load("_C", "MldnBlockPlan")
     if module is None:
         return reason
     if spec.dtype not in _DTYPES:
@@ -40,7 +40,7 @@ def copies(spec: Spec) -> str | None:
 def _plan(spec: Spec) -> Any:
     plan = spec.cache.get("native")
     if plan is None:
-        module, reason = native.load("_C")
+        module, reason = native.load("_C", "MldnBlockPlan")
         if module is None:
             raise RuntimeError(reason)
         head = [spec.n, spec.c, spec.h, spec.w, spec.layers, spec.paths, spec.kappa, spec.mid, spec.groups]

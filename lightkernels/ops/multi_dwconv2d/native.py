@@ -21,7 +21,7 @@ _threads = torch.get_num_threads
 def why_not(spec: Spec) -> str | None:
     if spec.device != "cpu":
         return f"the tensors are on {spec.device}, not on the CPU"
-    module, reason = native.load("_C")
+    module, reason = native.load("_C", "MultiDwconv2dPlan")
     if module is None:
         return reason
     if spec.dtype not in _DTYPES:
@@ -58,7 +58,7 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
     key = (x, y)
     plan = spec.cache.get(key)
     if plan is None:
-        module, reason = native.load("_C")
+        module, reason = native.load("_C", "MultiDwconv2dPlan")
         if module is None:
             raise RuntimeError(reason)
         plan = spec.cache[key] = module.MultiDwconv2dPlan(*plan_values(spec, x, y))

@@ -21,7 +21,7 @@ _empty = torch.empty_strided
 def why_not(spec: Spec) -> str | None:
     if spec.device != "cpu":
         return f"the tensors are on {spec.device}, not on the CPU"
-    module, reason = native.load("_C")
+    module, reason = native.load("_C", "Rsdc2dPlan")
     if module is None:
         return reason
     if spec.dtype not in _DTYPES:
@@ -46,7 +46,7 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
     key = (x, y)
     plan = spec.cache.get(key)
     if plan is None:
-        module, reason = native.load("_C")
+        module, reason = native.load("_C", "Rsdc2dPlan")
         if module is None:
             raise RuntimeError(reason)
         head = [spec.n, spec.c, spec.c_out, spec.h, spec.w, spec.ho, spec.wo, spec.kernel_size]

@@ -7,6 +7,7 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -221,6 +222,25 @@ def test_a_backend_that_yields_runs_only_when_asked_for():
     table = {n: Fake(n, None, t) for n, t in (("cuda", "not measured"), ("triton", None))}
     assert backends.choose("op", table, None, "auto").reasons == {"cuda": "not measured"}
     assert backends.choose("op", table, None, "cuda").backend is table["cuda"]
+
+
+def test_automatic_choice_does_without_what_was_never_timed(monkeypatch):
+    """On a CUDA device; a tuned entry of the backend says that it was timed there. An explicit choice takes it."""
+    spec = SimpleNamespace(device="cuda")
+    monkeypatch.setattr(backends.tuning, "device_name", lambda device: "sm90-X")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends.Backend, "why_not", lambda self, spec: None)
+    table = {n: backends.Backend(n, "lightkernels.ops.rsdc2d") for n in ("triton", "torch")}
+    entries = [{"pass": "cuda fwd"}]
+    monkeypatch.setattr(backends.tuning, "entries", lambda op, device: tuple(entries if op == "rsdc2d" else ()))
+    choice = backends.choose("rsdc2d", table, spec, "auto")
+    assert choice.backend is table["torch"]
+    assert choice.reasons == {"triton": "never timed on sm90-X; backend='triton' takes it"}
+    assert backends.choose("rsdc2d", table, spec, "triton").backend is table["triton"]
+    entries.append({"pass": "triton bwd_x"})
+    assert backends.choose("rsdc2d", table, spec, "auto").backend is table["triton"]
+    entries.clear()
+    assert table["triton"].yields(SimpleNamespace(device="cpu")) is None
 
 
 def test_no_backend_is_left():

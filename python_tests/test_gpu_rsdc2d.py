@@ -174,6 +174,8 @@ def test_more_than_2_to_31_elements():
 
 def test_automatic_choice():
     x, weight, taps, bias, kwargs = inputs("layer", "bf16", "nhwc")
-    assert lightkernels.explain("rsdc2d", x, weight, taps, bias, **kwargs).chosen in ("cuda", "triton")
+    told = lightkernels.explain("rsdc2d", x, weight, taps, bias, **kwargs)
+    timed = [n for n in ("cuda", "triton") if told.reasons.get(n, "") is None and n not in told.passed]
+    assert told.chosen == (timed or ["torch"])[0]
     taps = draw(64, 9, 5, device=DEVICE)
     assert lightkernels.explain("rsdc2d", x, weight, taps, bias, **kwargs).chosen == "torch"

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from lightkernels._core import env
+import torch
+
+from lightkernels._core import env, tuning
 from lightkernels._core.spec import describe
 
 # In the order in which automatic choice asks, and the file beside op.py that holds each. The CPU precedes Triton, so
@@ -24,6 +26,7 @@ from lightkernels._core.spec import describe
 FILES = {"cuda": "cuda", "cpu": "native", "triton": "triton", "torch": "composite", "reference": "reference"}
 NAMES = ("auto", *FILES)
 FALLBACKS = ("torch", "reference")
+TIMED_FIRST = ("cuda", "triton")  # automatic choice takes them on a CUDA device that they have been timed on
 
 _forced: ContextVar[str | None] = ContextVar("lightkernels_backend", default=None)
 _exact: ContextVar[bool] = ContextVar("lightkernels_exact_nonfinite", default=False)
@@ -97,9 +100,13 @@ class Backend:
         return reason
 
     def yields(self, spec: Any) -> str | None:
-        """Why automatic choice goes on to the next backend though this one could run; most backends never do."""
-        asked: Callable[[Any], str | None] | None = getattr(self.module, "yields", None)
-        return None if asked is None else asked(spec)
+        """Why automatic choice goes on to the next backend, though this one could run ``spec``."""
+        if self.name not in TIMED_FIRST or spec.device != "cuda":
+            return None
+        device = tuning.device_name(torch.device("cuda")) if torch.cuda.is_available() else "a CUDA device"
+        if tuning.timed(self.package.rpartition(".")[2], self.name, device):
+            return None
+        return f"never timed on {device}; backend={self.name!r} takes it"
 
     def function(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(self.module, name)
@@ -128,6 +135,9 @@ _told: set[tuple[str, str]] = set()
 
 def choose(op: str, backends: dict[str, Backend], spec: Any, want: str) -> Choice:
     """The first backend that can run ``spec``; only ``want`` itself unless it is ``"auto"``.
+
+    Automatic choice passes over a GPU backend that has not been timed on the device, so that no call is slower than
+    PyTorch unawares.
 
     Raises:
         BackendUnavailable: with the backend's own reason, or with all reasons if no backend is left.

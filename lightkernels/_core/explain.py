@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,10 @@ from lightkernels._core import backends as _backends
 
 @dataclass(frozen=True)
 class Explanation:
-    """Printable; ``chosen`` is None if the call cannot run."""
+    """Printable; ``chosen`` is None if the call cannot run.
+
+    ``reasons``: why a backend cannot run the call. ``passed``: why automatic choice does without one that can.
+    """
 
     op: str
     asked: str
@@ -26,11 +29,13 @@ class Explanation:
     config: str | None
     flops: int
     bytes: int
+    passed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.op}: {self.chosen or 'no backend'} (asked for: {self.asked})"]
         for name, reason in self.reasons.items():
-            mark = "chosen" if name == self.chosen else "could run" if reason is None else reason
+            passed = f", but automatic choice passes over it: {self.passed[name]}" if name in self.passed else ""
+            mark = "chosen" if name == self.chosen else f"could run{passed}" if reason is None else reason
             lines.append(f"  {name:<10} {mark}")
         lines.append(f"  layout     {self.layout}, {self.copies or 'no copy'}")
         lines.append(f"  config     {self.config or 'none to tune'}")
@@ -89,9 +94,11 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         chosen = choice.backend
     except _backends.BackendUnavailable:
         chosen = None
+    able = (b for n, b in package.OP.backends.items() if reasons[n] is None)
+    passed = {b.name: why for b in able if (why := b.yields(spec)) is not None}
     module = chosen.module if chosen else None
     copies = module.copies(spec) if module and hasattr(module, "copies") else None
     config = module.config_text(spec) if module and hasattr(module, "config_text") else None
-    return Explanation(
-        name, asked, chosen.name if chosen else None, reasons, spec.layout, copies, config, spec.flops(), spec.bytes()
-    )
+    best = chosen.name if chosen else None
+    work = (spec.flops(), spec.bytes())
+    return Explanation(name, asked, best, reasons, spec.layout, copies, config, *work, passed=passed)

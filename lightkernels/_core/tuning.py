@@ -80,6 +80,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list(data.get("entries", ()))
 
 
+def timed(op: str, backend: str, device: str) -> bool:
+    """Whether a file has an entry of the backend: it has been timed on such a device, and was no slower."""
+    return any(entry["pass"].partition(" ")[0] == backend for entry in entries(op, device))
+
+
 def lookup(op: str, primitive: str, device: torch.device, key: Key) -> Tuned | None:
     """The entry nearest to ``key``, or None if no entry's strings fit; the caller then has its own heuristic."""
     best: Tuned | None = None

@@ -35,15 +35,6 @@ def why_not(spec: Spec) -> str | None:
     return None
 
 
-def yields(spec: Spec) -> str | None:
-    """Why automatic choice goes on to the next backend, though this one could run."""
-    from lightkernels.ops.multi_dwconv2d import triton
-
-    if triton.why_not(spec) is None:
-        return "not measured on a GPU yet; until then Triton comes first (backend='cuda' takes it)"
-    return None
-
-
 def _no_code(module: Any) -> str | None:
     return _image(module, _current_device())
 

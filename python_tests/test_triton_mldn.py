@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton_mldn_cases import RUNS
+from triton_mldn_cases import BACKWARD, RUNS
 from triton_runs import results
 
 from lightkernels._core.spec import TensorMeta, dense_stride
@@ -20,6 +21,10 @@ from lightkernels.ops.mldn_block.spec import Inputs, Spec
 from lightkernels.ops.mldn_block.triton_launch import recorded
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+FORWARD = ("pointwise", "spatial", "finish", "spread")
+PRODUCTS = ("pointwise", "spatial", "spatial_back", "spatial_grad", "pointwise_back", "pointwise_grad")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +40,11 @@ def test_case(result_of: Callable[[str], dict[str, Any]], name: str) -> None:
     assert "y" in result["errors"]
     for what, (error, bound) in result["errors"].items():
         assert error <= bound, f"{what}: error {error:.3g}, bound {bound:.3g}"
-    due = ["pointwise", "spatial", "spread"]
-    due = [] if name.startswith("empty") else ["finish", *due] if result["statistics"] else due
-    assert result["kernels"] == due
+    due = ["spatial", "spread", *(["finish"] if result["statistics"] else [])]
+    due += ["condensed"] if result["form"] == "condensed" else ["pointwise", *filter(None, [result["form"]])]
+    due += [*BACKWARD, "sum_parts"] if result["backward"] else []
+    assert result["kernels"] == ([] if name.startswith("empty") else sorted(due))
+    assert result["backward"] == ("gradient of weight3" in result["errors"])
     assert result["margins"], "wrote outside"
     assert result["same"], "differs from run to run, or in evaluation"
 
@@ -62,22 +69,34 @@ def block(dtype: torch.dtype, layout: str, *, version: int = 1, running: bool = 
 
 
 @pytest.mark.parametrize(
-    ("dtype", "layout", "capability"),
-    [(torch.float32, "nchw", 80), (torch.bfloat16, "nhwc", 90), (torch.bfloat16, "nhwc", 100)],
+    ("dtype", "layout", "capability", "kernels"),
+    [
+        (torch.float32, "nchw", 80, PRODUCTS[:3]),
+        (torch.bfloat16, "nhwc", 90, FORWARD + BACKWARD),
+        (torch.bfloat16, "nhwc", 100, PRODUCTS[:2] + PRODUCTS[4:]),
+    ],
 )
-def test_fits_the_machine(dtype: torch.dtype, layout: str, capability: int) -> None:
-    found = {launch.kernel.__name__: launch for launch in recorded(block(dtype, layout))}
-    assert set(found) == {"pointwise", "spatial", "finish", "spread"}
-    for name, launch in found.items():
-        assert 0 < launch.programs < 2**31
-        if name in ("finish", "spread") and capability != 90:
-            continue
-        code = compile_for(launch, capability)
+def test_fits_the_machine(dtype: torch.dtype, layout: str, capability: int, kernels: tuple[str, ...]) -> None:
+    spec = block(dtype, layout)
+    launches = recorded(spec) + recorded(spec, "bwd")
+    found = {launch.kernel.__name__: launch for launch in launches}
+    assert set(found) == {*FORWARD, *BACKWARD, "sum_parts"}
+    assert all(0 < launch.programs < 2**31 for launch in launches)
+    for name in kernels:
+        code = compile_for(found[name], capability)
         assert code.spills == 0, f"{name} spills"
         assert code.registers <= 255
         assert code.shared <= SHARED[capability] // 2
-        if name in ("pointwise", "spatial"):
+        if name in PRODUCTS:
             assert sum(code.opcodes[op] for op in ("HMMA", "HGMMA", "UTCHMMA")) > 0
+
+
+def test_second_version_fits_the_machine() -> None:
+    found = {launch.kernel.__name__: launch for launch in recorded(block(torch.bfloat16, "nhwc", version=2))}
+    assert set(found) == {*FORWARD, "reactivate"}
+    code = compile_for(found["reactivate"], 90)
+    assert code.spills == 0
+    assert code.opcodes["HMMA"] + code.opcodes["HGMMA"] > 0
 
 
 def test_two_kernels_a_layer_in_evaluation() -> None:
@@ -87,5 +106,7 @@ def test_two_kernels_a_layer_in_evaluation() -> None:
 
 def test_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "unsuited", lambda device: None)
-    assert triton.why_not(block(torch.bfloat16, "nhwc")) is None
-    assert "version 2" in str(triton.why_not(block(torch.bfloat16, "nhwc", version=2)))
+    for version in (1, 2):
+        assert triton.why_not(block(torch.bfloat16, "nhwc", version=version)) is None
+    many = dataclasses.replace(block(torch.bfloat16, "nhwc"), n=2**21)
+    assert "pixels" in str(triton.why_not(many))

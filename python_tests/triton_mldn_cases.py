@@ -6,13 +6,16 @@ import json
 import os
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from triton_interpreter_cases import bound, guarded, kernels_named, margins_hold, poisoned_allocations, rms
 
 SMALL = {"bm": 32, "mid": 2, "bk": 2}
+
+
+BACKWARD = ("settle", "spatial_back", "norm_sums", "spatial_grad", "collect", "pointwise_back", "pointwise_grad")
 
 
 class Run(NamedTuple):
@@ -22,18 +25,25 @@ class Run(NamedTuple):
     dtype: torch.dtype
     layout: str
     tiles: dict[str, int] = {}  # noqa: RUF012
+    backward: bool = True
+    condensed: bool = False
 
 
 RUNS: dict[str, Run] = {
     "two-paths-nchw": Run("two_paths", torch.float32, "nchw"),
-    "two-paths-nhwc": Run("two_paths", torch.float32, "nhwc"),
+    "two-paths-nhwc": Run("two_paths", torch.float32, "nhwc", backward=False),
     "small-tiles": Run("evaluation", torch.float32, "nhwc", SMALL),
     "rsdc-dropout-nchw": Run("rsdc", torch.float32, "nchw"),
     "one-path": Run("one_path", torch.float64, "nhwc"),
     "four-paths-half": Run("four_paths", torch.float16, "nchw"),
-    "rotated": Run("rotated", torch.float32, "nhwc"),
-    "evaluation-nchw": Run("evaluation", torch.float64, "nchw"),
+    "rotated": Run("rotated", torch.float32, "nhwc", backward=False),
+    "evaluation-nchw": Run("evaluation", torch.float64, "nchw", backward=False),
     "evaluation-bfloat16": Run("evaluation", torch.bfloat16, "nhwc"),
+    "second-nchw": Run("second", torch.float32, "nchw"),
+    "second-turned": Run("second_turned", torch.float64, "nhwc"),
+    "second-evaluation": Run("evaluation_second", torch.float16, "nhwc"),
+    "condensed-nchw": Run("evaluation", torch.float32, "nchw", condensed=True),
+    "condensed-small-tiles": Run("evaluation", torch.float64, "nhwc", {"bm": 32, "bk": 16}, condensed=True),
     "empty-batch": Run("empty_batch", torch.float32, "nchw"),
 }
 
@@ -43,13 +53,36 @@ class Seen(NamedTuple):
     bound: float
 
 
-def run(name: str, dtype: torch.dtype, layout: str, tiles: dict[str, int]) -> dict[str, object]:
-    from lightkernels._core.spec import TensorMeta
-    from lightkernels.ops.mldn_block import cases, reference, triton, triton_kernels, triton_launch
-    from lightkernels.ops.mldn_block.op import prepare
-    from lightkernels.ops.mldn_block.spec import Inputs, Spec
+def pick(t: Any, values: list[Any]) -> Any:
+    """A call with running statistics condensed: two groups read every other channel of a path, drawn by chance."""
+    random = torch.Generator().manual_seed(5)
+    layers, paths, growth = values[:3]
+    widths = [t.x.shape[1] // paths + i * growth // paths for i in range(layers)]
+    rows = [torch.randperm(c, generator=random)[: c // 2].sort().values for c in widths for _ in range(2 * paths)]
+    values[-3:-1] = (2, 2)
+    return t._replace(weight1=t.weight1[: len(t.weight1) // 2], index=torch.cat(rows))
 
-    (case,) = [c for c in cases.CASES if c.name == name]
+
+def run(
+    name: str, dtype: torch.dtype, layout: str, tiles: dict[str, int], backward: bool, condensed: bool
+) -> dict[str, object]:
+    from lightkernels._core import triton_math
+    from lightkernels._core.spec import TensorMeta
+    from lightkernels.ops.mldn_block import (
+        cases,
+        composite,
+        reference,
+        triton,
+        triton_back,
+        triton_forms,
+        triton_kernels,
+        triton_launch,
+    )
+    from lightkernels.ops.mldn_block.op import prepare
+    from lightkernels.ops.mldn_block.spec import Inputs, Outputs, Spec
+
+    turned = cases.case("second_turned", (2, 8, 3, 4), 3, 4, 4, version=2, pairing="rotate", bottleneck=1)
+    (case,) = [c for c in (*cases.CASES, turned) if c.name == name]
     sample = case.build(7, dtype, layout).map(lambda t: t.requires_grad_())
 
     def between(t: Tensor | None) -> Tensor | None:
@@ -61,6 +94,9 @@ def run(name: str, dtype: torch.dtype, layout: str, tiles: dict[str, int]) -> di
         return Spec.of(Inputs(*(None if one is None else TensorMeta.of(one) for one in t)), *values)
 
     t, values = prepare(*sample.args, **sample.kwargs)
+    if condensed:
+        values = list(values)
+        t = pick(t, values)
     t = Inputs(*(between(one) for one in t))
     spec = made(t, values)
     assert triton.why_not(spec) is None, triton.why_not(spec)
@@ -73,7 +109,8 @@ def run(name: str, dtype: torch.dtype, layout: str, tiles: dict[str, int]) -> di
         vars(self).update(tiles)
 
     triton_launch.Tiles.__init__ = smaller
-    names = {triton_kernels: ("pointwise", "spatial", "finish", "spread")}
+    names = {triton_kernels: ("pointwise", "spatial", "finish", "spread"), triton_back: BACKWARD}
+    names |= {triton_math: ("sum_parts",), triton_forms: ("reactivate", "condensed")}
     with poisoned_allocations() as buffers, kernels_named(names) as seen:
         out = triton.fwd(spec, t)
         again = triton.fwd(spec, t) if tiles else out
@@ -91,20 +128,39 @@ def run(name: str, dtype: torch.dtype, layout: str, tiles: dict[str, int]) -> di
         if dtype is torch.float64:
             limit = 1e-13 * rms(right)
         errors[what] = Seen(rms(ours.double() - right), limit)
-    grads = {}
-    if not spec.empty and dtype is torch.float64:
-        g = torch.randn(spec.y_shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
-        g = g.new_empty_strided(spec.y_shape, spec.y_stride).copy_(g)
-        own, due = triton.bwd(spec, g, t, out), reference.bwd(exact, g, wide, truth)
-        for i, (a, b) in enumerate(zip(own, due, strict=True)):
-            if b is not None:
-                grads[f"gradient {i}"] = Seen(rms(a - b), 1e-11 * (1 + rms(b)))
+    grads, same = {}, True
+    backward = backward and spec.version == 1 and not spec.empty and not spec.index_groups
+    if backward:
+        g = torch.randn(spec.y_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        g = guarded(spec.y_shape, spec.y_stride, dtype, torch.nan)[0].copy_(g)
+        # What it is given is what the definition kept, so that errors of the forward do not add up.
+        known = Outputs(*plain[:4], mid=plain.mid if spec.keep else out.mid)
+        late = t._replace(x=None)
+        with poisoned_allocations() as more, kernels_named(names) as own_kernels:
+            own = triton.bwd(spec, g, late, known)
+            twice = triton.bwd(spec, g, late, known) if tiles else own
+        buffers += more
+        seen |= own_kernels
+        same = all(a is b or torch.equal(a, b) for a, b in zip(own, twice, strict=True))
+        due, other = reference.bwd(exact, g.double(), wide, truth), reference.bwd(spec, g, t, plain)
+        grouped = composite.bwd(spec, g, late, known)
+        for what, a, b, c, d in zip(Inputs._fields, own, due, other, grouped, strict=False):
+            assert (a is None) == (b is None), what
+            if a is not None and b is not None:
+                assert a.shape == b.shape and a.dtype == c.dtype, what
+                assert what != "x" or a.stride() == spec.dense_x_stride
+                # Gradients through norms of few pixels are ill-conditioned: one float32 computation may be lucky.
+                limit = max(bound(dtype, b, c), bound(dtype, b, d))
+                limit = 1e-12 * (1 + rms(b)) if dtype is torch.float64 else limit
+                grads[f"gradient of {what}"] = Seen(rms(a.double() - b), limit)
     return {
         "errors": errors | grads,
         "kernels": sorted(seen),
         "margins": margins_hold(buffers),
-        "same": all(torch.equal(a, b) for a, b in zip(out, again, strict=True)) and torch.equal(out.y, y),
+        "same": same and all(torch.equal(a, b) for a, b in zip(out, again, strict=True)) and torch.equal(out.y, y),
+        "backward": backward,
         "statistics": spec.batch_stats,
+        "form": "reactivate" if spec.version == 2 else "condensed" if condensed else "",
     }
 
 

@@ -1,4 +1,4 @@
-"""The Triton backend: forward and evaluation by own kernels, two a layer; the backward is `composite`'s.
+"""The Triton backend: forward and evaluation by own kernels, and the backward of version 1.
 
 Importing this does not import Triton: `why_not` does, and the kernels come on first use.
 """
@@ -18,15 +18,11 @@ def why_not(spec: Spec) -> str | None:
     reason = unsuited(spec.device)
     if reason is not None:
         return reason
-    if spec.version != 1:
-        return "version 2 has no kernels yet"
-    if spec.index_groups:
-        return "the condensed form has no kernels yet"
     many = spec.layers * spec.paths * spec.kappa * spec.mid
     counts = {
         "pixels": spec.n * spec.h * spec.w,
-        "weights": max(spec.mid * spec.columns, many * max(spec.taps, spec.kernel_size**2)),
-        "values of moments": -(-spec.n * spec.h * spec.w // 32) * 2 * spec.paths * max(spec.mid, spec.kappa),
+        "weights": max(max(spec.mid, spec.kappa) * spec.columns, many * max(spec.taps, spec.kernel_size**2)),
+        "values of moments": -(-spec.n * spec.h * spec.w // 32) * 2 * spec.paths * max(spec.mid, spec.widths[-1]),
     }
     for name, count in counts.items():
         if count > LIMIT:
@@ -37,7 +33,9 @@ def why_not(spec: Spec) -> str | None:
 def config_text(spec: Spec) -> str:
     """For `explain`."""
     how = "each path's taps" if spec.sets <= 1 else "the whole window, as filters have taps of their own"
-    return f"two kernels a layer, {how}; the backward by PyTorch's calls, as on the torch backend"
+    if spec.version == 2:
+        return f"three kernels a layer, {how}; the backward by PyTorch's calls, as on the torch backend"
+    return f"two kernels a layer, {how}; in the backward nine"
 
 
 def _buffer(spec: Spec, t: Inputs) -> Tensor:
@@ -59,4 +57,10 @@ def infer(spec: Spec, t: Inputs) -> Tensor:
     return fwd(spec, t).y
 
 
-bwd = composite.bwd
+def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor | None, ...]:
+    if spec.version == 2 or spec.empty:
+        return composite.bwd(spec, g, t, out)
+    from lightkernels.ops.mldn_block import triton_launch_back
+
+    with guard(g.device):
+        return triton_launch_back.bwd(spec, g, t, out)

@@ -8,15 +8,7 @@ the next layer's first reads. Weights of groups lie in one matrix, zero between 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def product(a, b, acc, MODE: tl.constexpr):
-    """acc + a @ b. MODE: the precision of float32, or "wide", operands as float32 (the interpreter has no bfloat16)."""
-    if MODE == "wide":
-        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, out_dtype=acc.dtype)
-    else:
-        acc = tl.dot(a, b, acc, input_precision=MODE, out_dtype=acc.dtype)
-    return acc
+from lightkernels._core.triton_math import product, relu
 
 
 @triton.jit
@@ -85,7 +77,7 @@ def pointwise(
         mean, scale, beta = norm(affine, stats, A0 + path * C + k, S0 + path * S_PATH + k, ok, A_ROW, S_ROW, EPS)
         at = src[:, None] + (k.to(tl.int64) * UC)[None, :]
         a = tl.load(at, mask=(m < M)[:, None] & ok[None, :], other=0.0).to(ACC)
-        a = tl.maximum((a - mean[None, :]) * scale[None, :] + beta[None, :], 0.0)
+        a = relu((a - mean[None, :]) * scale[None, :] + beta[None, :])
         if DROP:
             key = mix(mix((A0 + path * C + k).to(tl.uint32) ^ low) ^ high)
             kept = mix(m.to(tl.uint32)[:, None] ^ key[None, :]) >= tl.cast(THRESHOLD, tl.uint32)
@@ -143,7 +135,7 @@ def spatial(
         ok = inside[:, None] & (k < MID)[None, :]
         at = src + (r * W + c).to(tl.int64) * TQ
         a = tl.load(at[:, None] + (k.to(tl.int64) * TC)[None, :], mask=ok, other=0.0).to(ACC)
-        a = tl.where(ok, tl.maximum((a - mean[None, :]) * scale[None, :] + beta[None, :], 0.0), 0.0)
+        a = tl.where(ok, relu((a - mean[None, :]) * scale[None, :] + beta[None, :]), 0.0)
         at_w = ((of * COUNT + i) * KAPPA + o)[None, :] * MID + k[:, None]
         v = tl.load(w + at_w, mask=(k < MID)[:, None] & (o < KAPPA)[None, :], other=0.0)
         acc = product(a.to(t.dtype.element_ty), v, acc, MODE)
@@ -157,13 +149,15 @@ def spatial(
         leave_moments(part, value.to(ACC), block, to * KAPPA + o, (m < M)[:, None], o < KAPPA, M, PATHS * KAPPA, BM)
 
 
-@triton.jit(do_not_specialize=["M", "CHANNELS", "BASE", "PITCH", "ROW"])
+@triton.jit(do_not_specialize=["M", "CHANNELS", "BASE", "PITCH", "ROW", "EACH"])
 def finish(
-    part, out, M, CHANNELS, BASE, PITCH, ROW, EACH: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr, BE: tl.constexpr
-):
+    part, out, M, CHANNELS, BASE, PITCH, ROW, EACH, PATHS: tl.constexpr, XOR: tl.constexpr, TURN: tl.constexpr,
+    BM: tl.constexpr, BP: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
     """Mean and variance of each channel from those of its blocks, always in the same order.
 
-    Channel e goes to column BASE + e // EACH * PITCH + e % EACH, the variance ROW further.
+    Channel e is of path p = e // EACH, and goes to column BASE + ((p ^ XOR) + TURN) % PATHS * PITCH + e % EACH, the
+    variance ROW further.
     """
     e = tl.program_id(0) * BE + tl.arange(0, BE)
     blocks = tl.cdiv(M, BM)
@@ -187,7 +181,7 @@ def finish(
         total += tl.where(ok, tl.load(at + CHANNELS, mask=ok, other=0.0) + apart * apart * count[:, None], 0.0)
     more = tl.sum(left, axis=0) / tl.cast(M, total.dtype)
     var = tl.sum(total, axis=0) / tl.cast(M, total.dtype) - more * more
-    column = BASE + e // EACH * PITCH + e % EACH
+    column = BASE + ((e // EACH ^ XOR) + TURN) % PATHS * PITCH + e % EACH
     tl.store(out + column, mean + more, mask=e < CHANNELS)
     tl.store(out + ROW + column, tl.maximum(var, 0.0), mask=e < CHANNELS)
 

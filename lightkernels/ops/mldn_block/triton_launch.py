@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightkernels._core.triton_host import blocks, dot_mode, pow2
-from lightkernels.ops.mldn_block import composite, triton_kernels
+from lightkernels.ops.mldn_block import composite, triton_forms, triton_kernels
 from lightkernels.ops.mldn_block.spec import Inputs, Outputs, Spec
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class Tiles:
 class Block:
     """One call: what its launches have in common."""
 
-    def __init__(self, spec: Spec, t: Inputs, y: Tensor) -> None:
+    def __init__(self, spec: Spec, t: Inputs, y: Tensor, mid: Tensor | None = None) -> None:
+        """``mid``: what a forward kept of the 1x1's results, if it did."""
         self.spec, self.t, self.y, self.tiles = spec, t, y, Tiles(spec)
         self.m = spec.n * spec.h * spec.w
         acc = {torch.float64: tl.float64}.get(spec.acc_dtype, tl.float32)
@@ -50,10 +51,13 @@ class Block:
         self.mid_stride = {"TN": channels * pixels, "TC": 1 if last else pixels, "TQ": channels if last else 1}
         self.y_stride = (y.shape[1] * pixels, 1 if last else pixels, y.shape[1] if last else 1)
         size = self.m * channels
-        self.mid = y.new_empty(spec.mid_shape) if spec.keep else y.new_empty((size,))
+        if mid is None:
+            mid = y.new_empty(spec.mid_shape) if spec.keep else y.new_empty((size,))
+        self.mid = mid
         self.size = size if spec.keep else 0
         count = blocks((self.m, self.tiles.bm))
-        self.part = y.new_empty((count, 2, spec.paths * max(spec.mid, spec.kappa)), dtype=spec.acc_dtype)
+        widest = max(spec.mid, spec.kappa, spec.widths[-2] if spec.version == 2 else 0)
+        self.part = y.new_empty((count, 2, spec.paths * widest), dtype=spec.acc_dtype)
         # Cells of the window where sets differ from filter to filter, else each path's own.
         self.dense = spec.sets > 1
         self.count = spec.kernel_size**2 if self.dense else spec.taps
@@ -72,8 +76,11 @@ class Block:
     def middle(self, layer: int) -> Tensor:
         return self.mid[layer * self.size :]
 
-    def pointwise(self, layer: int, stats: Tensor, start: int, pitch: int) -> None:
-        """The 1x1 of a layer; its norm's statistics of a path start at ``start`` + path * ``pitch``."""
+    def pointwise(self, layer: int, stats: Tensor, start: int, pitch: int, again: bool = False) -> None:
+        """The 1x1 of a layer; its norm's statistics of a path start at ``start`` + path * ``pitch``.
+
+        ``again``: its results alone, as the forward had them.
+        """
         spec, t, tiles = self.spec, self.t, self.tiles
         width, first = spec.widths[layer], spec.starts[layer]
         un, uc, uq = self.y_stride
@@ -82,7 +89,8 @@ class Block:
             self.y, t.weight1, self.middle(layer), t.affine1, stats, t.seed if spec.dropout else t.weight1, self.part,
             self.m, width, spec.mid * first, first, start, t.affine1.shape[1], stats.shape[1], pitch, spec.threshold,
             PIXELS=spec.h * spec.w, UN=un, UC=uc, UQ=uq, U_PATH=spec.widths[-1], **self.mid_stride,
-            DROP=spec.dropout > 0, KEEP=1 / (1 - spec.dropout), BN=tiles.mid, **self.common, **self.options,
+            DROP=spec.dropout > 0, KEEP=1 / (1 - spec.dropout), BN=tiles.mid, **self.options,
+            **{**self.common, "STATS": spec.batch_stats and not again},
         )  # fmt: skip
 
     def spatial(self, layer: int, stats: Tensor) -> None:
@@ -101,11 +109,44 @@ class Block:
             BIAS=spec.has_bias, BN=tiles.kappa, **self.common, **self.options,
         )  # fmt: skip
 
-    def finish(self, out: Tensor, channels: int, base: int, each: int, pitch: int) -> None:
-        """The moments that the last kernel left, into columns of ``out``."""
+    def condensed(self, layer: int) -> None:
+        """The 1x1 of a layer of a condensed block."""
+        spec, t, tiles = self.spec, self.t, self.tiles
+        un, uc, uq = self.y_stride
+        picked, each = spec.widths[layer] // spec.condense_factor, spec.mid // spec.index_groups
+        column = spec.paths * sum(spec.inputs_of(i) for i in range(layer))
+        bn = min(tiles.mid, max(16, pow2(each)))
+        shared = {key: self.common[key] for key in ("PATHS", "MID", "EPS", "ACC", "MODE", "BM", "BK")}
+        programs = blocks((self.m, tiles.bm), (each, bn)) * spec.index_groups * spec.paths
+        triton_forms.condensed[(programs,)](
+            self.y, t.weight1, self.middle(layer), t.index, t.affine1, t.running1, self.m, spec.widths[layer], picked,
+            spec.mid * spec.starts[layer] // spec.condense_factor, column, t.affine1.shape[1], t.running1.shape[1],
+            PIXELS=spec.h * spec.w, GROUPS=spec.index_groups, UN=un, UC=uc, UQ=uq, U_PATH=spec.widths[-1],
+            **self.mid_stride, BN=bn, **shared, **self.options,
+        )  # fmt: skip
+
+    def reactivate(self, layer: int, stats: Tensor, moments: bool) -> None:
+        """What version 2 adds to all that the layer read; ``moments``: of what comes of it."""
+        spec, t, tiles = self.spec, self.t, self.tiles
+        width, outs = spec.widths[layer], layer * spec.paths * spec.kappa
+        yn, yc, yq = self.y_stride
+        xor, turn = exchange(spec, layer)
+        bn = min(64, max(16, pow2(width)))
+        shared = {key: self.common[key] for key in ("PATHS", "EPS", "ACC", "MODE", "BM")}
+        triton_forms.reactivate[(blocks((self.m, tiles.bm), (width, bn)) * spec.paths,)](
+            self.y, t.weight_sfr, t.affine3, stats, self.part, self.m, width, spec.kappa * spec.starts[layer], outs,
+            outs, t.affine3.shape[1], stats.shape[1], PIXELS=spec.h * spec.w, KAPPA=spec.kappa, YN=yn, YC=yc, YQ=yq,
+            Y_PATH=spec.widths[-1], XOR=xor, TURN=turn, STATS=moments, BN=bn, BK=min(tiles.bk, tiles.kappa), **shared,
+            **self.options,
+        )  # fmt: skip
+
+    def finish(self, out: Tensor, channels: int, base: int, each: int, pitch: int, back: int | None = None) -> None:
+        """The moments that the last kernel left, into columns of ``out``; those of layer ``back``'s new channels by the
+        paths that made them."""
+        xor, turn = (0, 0) if back is None else exchange(self.spec, back)
         triton_kernels.finish[(blocks((channels, 32)),)](
-            self.part, out, self.m, channels, base, pitch, out.shape[1], EACH=each, BM=self.tiles.bm, BP=32, BE=32,
-            **SMALL,
+            self.part, out, self.m, channels, base, pitch, out.shape[1], each, PATHS=self.spec.paths, XOR=xor,
+            TURN=-turn % self.spec.paths, BM=self.tiles.bm, BP=32, BE=32, **SMALL,
         )  # fmt: skip
 
 
@@ -119,34 +160,48 @@ def fwd(spec: Spec, t: Inputs, y: Tensor) -> Outputs:
     """Into y, whose first channels are there."""
     block = Block(spec, t, y)
     stats = [y.new_empty(shape, dtype=spec.acc_dtype) for shape in spec.stats_shapes]
-    last = spec.widths[-2]
+    second, channels, outs = spec.version == 2, spec.paths * spec.mid, spec.paths * spec.kappa
     if spec.batch_stats:
         first = composite.moments(t.x.to(spec.acc_dtype)).view(2, spec.paths, -1)
-        stats[0].view(2, spec.paths, last)[:, :, : spec.widths[0]] = first
+        stats[0][:, : spec.starts[1] if second else None].view(2, spec.paths, -1)[:, :, : spec.widths[0]] = first
     for layer in range(spec.layers):
-        channels = spec.paths * spec.mid
-        if spec.batch_stats:
-            block.pointwise(layer, stats[0], 0, last)
-            block.finish(stats[1], channels, layer * channels, channels, 0)
-            block.spatial(layer, stats[1])
-            if layer + 1 < spec.layers:
-                block.finish(stats[0], spec.paths * spec.kappa, spec.widths[layer], spec.kappa, last)
-        else:
-            block.pointwise(layer, t.running1, spec.starts[layer], spec.widths[layer])
+        start, width, more = spec.starts[layer], spec.widths[layer], layer + 1 < spec.layers
+        if not spec.batch_stats:
+            if spec.index_groups:
+                block.condensed(layer)
+            else:
+                block.pointwise(layer, t.running1, start, width)
             block.spatial(layer, t.running2)
+            if second:
+                block.reactivate(layer, t.running3, False)
+            continue
+        block.pointwise(layer, stats[0], *((start, width) if second else (0, spec.widths[-2])))
+        block.finish(stats[1], channels, layer * channels, channels, 0)
+        block.spatial(layer, stats[1])
+        # Where the next layer's statistics begin, and from one path to the next.
+        begin, pitch = (spec.starts[layer + 1], spec.widths[layer + 1]) if second else (0, spec.widths[-2])
+        if more:
+            block.finish(stats[0], outs, begin + width, spec.kappa, pitch)
+        if second:
+            block.finish(stats[2], outs, layer * outs, spec.kappa, spec.kappa, back=layer)
+            block.reactivate(layer, stats[2], more)
+            if more:
+                block.finish(stats[0], spec.paths * width, begin, width, pitch)
     return Outputs(y, *stats, block.mid if spec.keep else y.new_empty((0,)))
 
 
-def recorded(spec: Spec) -> list[Launch]:
-    """The launches of `fwd`, noted on meta tensors instead of run."""
+def recorded(spec: Spec, kind: str = "fwd") -> list[Launch]:
+    """The launches of `fwd` or `bwd`, noted on meta tensors instead of run."""
+    from lightkernels._core import triton_math
     from lightkernels._core.triton_static import record
-    from lightkernels.ops.mldn_block import triton
+    from lightkernels.ops.mldn_block import triton, triton_back
 
     def meta(shape: tuple[int, ...], dtype: torch.dtype = spec.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    forms: dict[str, Any] = {"weight1": spec.dtype, "weight3": spec.dtype}
-    forms |= dict.fromkeys(("affine1", "affine2", "running1", "running2"), spec.acc_dtype)
+    forms: dict[str, Any] = dict.fromkeys(("weight1", "weight3", "weight_sfr"), spec.dtype) | {"index": torch.int64}
+    norms = ("affine1", "affine2", "affine3", "running1", "running2", "running3")
+    forms |= dict.fromkeys(norms, spec.acc_dtype)
     given: dict[str, Any] = {}
     for name, dtype in forms.items():
         shape = spec.shapes()[name]
@@ -154,6 +209,12 @@ def recorded(spec: Spec) -> list[Launch]:
     if spec.sets:
         given["taps"] = meta((spec.layers * spec.paths * spec.sets, spec.taps), torch.int64)
     x = torch.empty_strided(spec.x_shape, spec.x_stride, dtype=spec.dtype, device="meta")
-    with record(triton_kernels) as launches:
-        triton.fwd(spec, Inputs(x=x, **given))
+    t = Inputs(x=x, **given)
+    with record(triton_kernels, triton_forms, triton_back, triton_math) as launches:
+        if kind == "fwd":
+            triton.fwd(spec, t)
+        else:
+            y = torch.empty_strided(spec.y_shape, spec.y_stride, dtype=spec.dtype, device="meta")
+            out = Outputs(y, *(meta(shape, dtype) for shape, dtype in spec.kept()))
+            triton.bwd(spec, y, t._replace(x=None), out)
     return launches

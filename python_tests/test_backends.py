@@ -122,7 +122,7 @@ except ValueError as error:
         LIGHTKERNELS_BACKEND="fast",
     )
     names = ", ".join(map(repr, backends.NAMES))
-    assert told == f"multi_dwconv2d: backend must be one of {names}; got 'fast'."
+    assert told == f"LIGHTKERNELS_BACKEND: backend must be one of {names}; got 'fast'."
 
 
 def test_explicit_choice_never_falls_back():

@@ -90,6 +90,11 @@ def test_a_wrong_kernel_is_not_timed(
     assert not path.exists()
 
 
+def test_an_operator_without_baselines_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "condensed_conv2d"]) == 1
+    assert "condensed_conv2d has no baselines" in capsys.readouterr().out
+
+
 def test_unknown_operator(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "conv3d"]) == 1
     assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -129,6 +130,11 @@ def test_explain_for_a_device_that_is_not_here_and_without_memory(capsys: pytest
     args = "--x 4096x1024x512x512 --kernels 3 --device cuda --dtype bfloat16"  # 2 TiB
     assert cli.main(["explain", "multi_dwconv2d", *args.split()]) == 0
     assert "  cpu        the tensors are on cuda, not on the CPU\n" in capsys.readouterr().out
+    calls = ("multi_dwconv2d --x 2x8x9x9 --kernels 3,5", "rsdc2d --x 2x8x9x9 --weight 8x8x9 --taps 1x9 --kernel_size 5")
+    for call, dtype, layout in itertools.product(calls, ("float32", "bfloat16"), ("nchw", "nhwc")):
+        args = [*call.split(), "--device", "cuda", "--dtype", dtype, "--layout", layout]
+        assert cli.main(["explain", *args]) == 0
+        assert f"  layout     {layout}, no copy\n" in capsys.readouterr().out
 
 
 def test_explain_of_taps(capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,6 +155,8 @@ def test_explain_of_taps(capsys: pytest.CaptureFixture[str]) -> None:
         ("multi_dwconv2d --x 8x64x32x32 --kernels 3 --combine mul", 1, "combine must be one of"),
         ("multi_dwconv2d --x 8x64 --kernels 3", 1, "x must have 4 dimensions"),
         ("multi_dwconv2d --x axb --kernels 3", 2, "invalid shape value: 'axb'"),
+        ("multi_dwconv2d --x 8x-64x32x32 --kernels 3", 2, "invalid shape value: '8x-64x32x32'"),
+        ("multi_dwconv2d --x 8x64x32x32 --kernels 3 --device gpu", 2, "invalid device value: 'gpu'"),
         ("multi_dwconv2d --kernels 3", 2, "required: --x"),
         ("multi_dwconv2d --x 8x64x32x32", 2, "one of the arguments --weights --kernels is required"),
         ("no_such_op --x 8x64x32x32", 2, "multi_dwconv2d"),

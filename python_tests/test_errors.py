@@ -53,8 +53,10 @@ VALUES = [
     row(ValueError, "combine must be one of 'concat', 'add', 'cumulative'; got 'mean'.", combine="mean"),
     row(ValueError, "stride[0] must be at least 1; got 0.", stride=0),
     row(ValueError, "stride[1] must be at least 1; got -1.", stride=(1, -1)),
+    row(ValueError, "stride[0] must be at most 2147483647; got 2147483648.", stride=2**31),
     row(ValueError, "dilations[0] must be at least 1; got 0.", dilations=0),
     row(ValueError, "dilations[1] must be at least 1; got -2.", dilations=(1, -2)),
+    row(ValueError, "dilations[0] must be at most 2147483647; got 4611686018427387904.", dilations=2**62),
     row(ValueError, "dilations must be an int or one int a branch (2); got [1].", dilations=(1,)),
     row(ValueError, "dilations must be an int or one int a branch (2); got [1, 2, 3].", dilations=(1, 2, 3)),
     row(ValueError, "backend must be one of 'auto', 'cuda', 'cpu', 'triton', 'torch', 'reference'; got 'fast'.",
@@ -97,6 +99,10 @@ EAGER = [
     row(ValueError, "bias must be on x's device cpu; got [8] (float32, meta).", bias=B.to("meta")),
     row(ValueError, "weights[0] must be on x's device meta; got [4, 1, 3, 3] (float32, cpu).", x=X.to("meta")),
     row(TypeError, "weights[0] must be a tensor; got 'a'.", weights={"a": W3}),
+    row(TypeError, "weights[0] must be a dense tensor; got 'torch.sparse_coo'. Hint: weights[0].to_dense() makes one.",
+        weights=[W3.to_sparse()]),
+    row(TypeError, "bias must be a dense tensor; got 'torch._mkldnn'. Hint: bias.to_dense() makes one.",
+        bias=B.to_mkldnn()),
 ]  # fmt: skip
 
 

@@ -149,10 +149,23 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart, "fit", None)
+    (tmp_path / "file").write_text("not a folder")
+    assert cli.main([*TINY, str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err.startswith("lightkernels: ")
+
+
 def test_evaluate_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", str(tmp_path / "none.pt")]) == 1
     assert "No such file" in capsys.readouterr().err
     path = tmp_path / "old.pt"
+    for content in (b"root:x:0:0:root:/root:/bin/bash\n", b"", b"PK\x03\x04", b"\x80\x02}q\x00."):
+        path.write_bytes(content)
+        assert cli.main(["evaluate", str(path)]) == 1
+        assert "must be a file that quickstart wrote" in capsys.readouterr().err
     torch.save({"format": checkpoint.FORMAT, "version": 0, "written_by": "0.0.1"}, path)
     assert cli.main(["evaluate", str(path)]) == 1
     assert "format version 1; got version 0, written by lightkernels 0.0.1" in capsys.readouterr().err

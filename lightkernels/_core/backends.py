@@ -77,7 +77,7 @@ def exact_nonfinite(enabled: bool = True) -> Iterator[None]:
 
 def wanted(backend: str | None) -> str:
     """The name asked for: argument, then context, then environment."""
-    return backend or _forced.get() or env.BACKEND
+    return backend or _forced.get() or check_name(env.BACKEND, "LIGHTKERNELS_BACKEND")
 
 
 def exact() -> bool:

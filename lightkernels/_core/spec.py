@@ -10,6 +10,7 @@ from torch import Tensor
 
 Layout = Literal["nchw", "nhwc"]
 Pair = tuple[int, int]
+LARGEST_STEP = 2**31 - 1
 
 
 class TensorMeta(NamedTuple):
@@ -57,6 +58,12 @@ def require(ok: Any, op: str, arg: str, expected: str, got: object, hint: str | 
         torch._check(ok, lambda: message(op, arg, expected, got, hint))
     elif not ok:
         raise ValueError(message(op, arg, expected, got, hint))
+
+
+def require_step(op: str, arg: str, value: Any, least: int = 1) -> None:
+    """A stride, dilation or padding: so large that a product with a kernel's size leaves 64 bits is an error."""
+    require(value >= least, op, arg, f"be at least {least}", value)
+    require(value <= LARGEST_STEP, op, arg, f"be at most {LARGEST_STEP}", value)
 
 
 def fail_type(op: str, arg: str, expected: str, got: object, hint: str | None = None) -> NoReturn:

@@ -38,7 +38,7 @@ def check_values(op: str, taps: Tensor, kernel_size: int) -> None:
         TypeError, ValueError: with the first wrong set and cell.
     """
     check_form(op, taps)
-    if taps.device.type == "meta" or taps.numel() == 0:
+    if taps.device.type == "meta" or taps.numel() == 0 or kernel_size < 1:
         return
     cells = kernel_size * kernel_size
     values = taps.detach().cpu()

@@ -38,8 +38,8 @@ class Tuned(NamedTuple):
 
 
 def device_name(device: torch.device) -> str:
-    """The folder of a device's files: ``sm90-NVIDIA_H200``, or ``cpu``."""
-    if device.type != "cuda":
+    """The folder of a device's files: ``sm90-NVIDIA_H200``, ``cpu``, or ``cuda`` for a device that is not here."""
+    if device.type != "cuda" or not torch.cuda.is_available():
         return device.type
     major, minor = torch.cuda.get_device_capability(device)
     name = torch.cuda.get_device_name(device).replace(" ", "_").replace("/", "_")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,6 +70,10 @@ def run(options: Options) -> int:
     known = operators()
     if options.op not in known:
         out.print(f"no operator is called {options.op!r}; there are {', '.join(known)}", markup=False)
+        return 1
+    if importlib.util.find_spec(f"lightkernels.ops.{options.op}.baselines") is None:
+        where = "benchmarks/run.py in the source tree has what is timed of it, if anything"
+        out.print(f"{options.op} has no baselines to be timed against here; {where}", markup=False)
         return 1
     measure.steady_memory()
     if options.threads:

@@ -48,7 +48,10 @@ def run(args: Sequence[str]) -> str:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.lower().split("x"))
+    sizes = tuple(int(size) for size in text.lower().split("x"))
+    if min(sizes) < 0:
+        raise ValueError
+    return sizes
 
 
 def _shapes(text: str) -> list[tuple[int, ...]]:
@@ -64,7 +67,15 @@ def _ints_or_word(text: str) -> int | tuple[int, ...] | str:
     return text if text.isalpha() else _ints(text)
 
 
-_shape.__name__, _shapes.__name__, _ints.__name__ = "shape", "shapes", "integers"
+def _device(text: str) -> str:
+    try:
+        torch.device(text)
+    except RuntimeError as error:
+        raise ValueError from error
+    return text
+
+
+_shape.__name__, _shapes.__name__, _ints.__name__, _device.__name__ = "shape", "shapes", "integers", "device"
 _ints_or_word.__name__ = "integers or a word"
 # Arguments that hold places, not values.
 INTEGRAL = ("taps", "index", "seed")
@@ -106,7 +117,7 @@ def _parser(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
             parser.add_argument(f"--{argument}", type=kind if kind in (str, float) else _ints_or_word)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...; it need not be here")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda, ...; it need not be here")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -114,9 +125,9 @@ def _parser(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
 def _arguments(function: Callable[..., Any], given: argparse.Namespace) -> dict[str, Any]:
     def tensor(shape: Sequence[int], name: str = "") -> Tensor:
         dtype = torch.int64 if name in INTEGRAL else getattr(torch, given.dtype)
-        t = torch.empty(tuple(shape), dtype=dtype, device=given.device)
-        images = given.layout == "nhwc" and t.dim() == 4
-        return t.contiguous(memory_format=torch.channels_last) if images else t
+        images = given.layout == "nhwc" and len(shape) == 4
+        form = torch.channels_last if images else torch.contiguous_format
+        return torch.empty(tuple(shape), dtype=dtype, device=given.device, memory_format=form)
 
     call: dict[str, Any] = {}
     for name, kind in _kinds(function).items():

@@ -17,6 +17,7 @@ from lightkernels.cli import info
 from lightkernels.cli.terminal import console, heading, milliseconds, table
 from lightkernels.models.pydmobilenet import PydBlock
 from lightkernels.train import check, checkpoint, digits, picture, speed
+from lightkernels.train.files import writable
 from lightkernels.train.loop import History, Recipe, fit, predict
 
 MODEL = "pydmobilenet_concat_29_050"
@@ -39,6 +40,7 @@ class Options:
 def run(options: Options) -> int:
     """The whole job. Returns 1 if the accuracy is below 97 % or a result is outside its bound."""
     out = console()
+    writable(options.out)
     measure.steady_memory()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def load(path: str | Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # torch's reader raises of everything, IndexError and KeyError too
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(message("checkpoint", str(path), "be a file that quickstart wrote", reason)) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -23,6 +23,7 @@ from lightkernels._core.spec import (
     message,
     pair,
     require,
+    require_step,
     require_tensor,
 )
 from lightkernels._core.vmap import Folding
@@ -77,7 +78,7 @@ class Spec:
         n, c, h, w = x.shape
         _check_branches(c, kernel_sizes, channels, dilations, combine, split)
         for i, s in enumerate(stride):
-            require(s >= 1, NAME, f"stride[{i}]", "be at least 1", s)
+            require_step(NAME, f"stride[{i}]", s)
         c_out = c if combine == "add" else sum(channels)
         if weight is not None:
             size = sum(packed_sizes(channels, kernel_sizes))
@@ -169,7 +170,7 @@ def _check_branches(
     require(fits, NAME, "dilations", f"be an int or one int a branch ({count})", list(dilations))
     for i, (k, d) in enumerate(zip(kernels, dilations, strict=True)):
         require(k % 2 == 1, NAME, f"weights[{i}]", "have an odd kernel size", k, "an even kernel has no centre.")
-        require(d >= 1, NAME, f"dilations[{i}]", "be at least 1", d)
+        require_step(NAME, f"dilations[{i}]", d)
     if split:
         require(combine == "concat", NAME, "split", f"be False with combine={combine!r}", split)
         for i, m in enumerate(channels):
@@ -253,6 +254,8 @@ def _sequence(weights: Any) -> tuple[Tensor, ...]:
 
 
 def _match(x: Tensor, other: Tensor, arg: str) -> None:
+    if other.layout is not torch.strided:
+        fail_type(NAME, arg, "be a dense tensor", str(other.layout), f"{arg}.to_dense() makes one.")
     if other.dtype != x.dtype:
         fail_type(NAME, arg, f"have x's dtype {str(x.dtype).removeprefix('torch.')}", other)
     if other.device != x.device:

@@ -21,6 +21,7 @@ from lightkernels._core.spec import (
     message,
     pair,
     require,
+    require_step,
     require_tensor,
 )
 from lightkernels._core.taps import check_count, check_form, check_once
@@ -64,9 +65,9 @@ class Spec:
         require(len(x.shape) == 4, NAME, "x", "have 4 dimensions [N, C, H, W]", x)
         n, c, h, w = x.shape
         require(k >= 1 and k % 2 == 1, NAME, "kernel_size", "be odd", k, "an even window has no centre.")
-        for name, values, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        for name, values, least in (("stride", stride, 1), ("dilation", dilation, 1), ("padding", padding, 0)):
             for i, value in enumerate(values):
-                require(value >= least, NAME, f"{name}[{i}]", f"be at least {least}", value)
+                require_step(NAME, f"{name}[{i}]", value, least)
         require(groups >= 1, NAME, "groups", "be at least 1", groups)
         require(c % groups == 0, NAME, "groups", f"divide the {c} channels of x", groups)
         require(c_out % groups == 0, NAME, "groups", f"divide the {c_out} output channels", groups)
@@ -222,6 +223,8 @@ def _ints(value: Any) -> bool:
 
 
 def _match(x: Tensor, other: Tensor, arg: str) -> None:
+    if other.layout is not torch.strided:
+        fail_type(NAME, arg, "be a dense tensor", str(other.layout), f"{arg}.to_dense() makes one.")
     if other.dtype != x.dtype:
         fail_type(NAME, arg, f"have x's dtype {str(x.dtype).removeprefix('torch.')}", other)
     if other.device != x.device:

@@ -80,7 +80,7 @@ def pixels(spec: Spec, back: bool) -> int:
 
 def generation(spec: Spec) -> int:
     """Of the device's architecture, or the one that tiles are made for where there is none."""
-    return torch.cuda.get_device_capability()[0] if spec.device == "cuda" else 9
+    return torch.cuda.get_device_capability()[0] if spec.device == "cuda" and torch.cuda.is_available() else 9
 
 
 def fitted(size: int, choices: tuple[tuple[int, float], ...]) -> int:

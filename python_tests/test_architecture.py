@@ -36,8 +36,9 @@ BELOW = {
 UPWARD = {("_core/explain.py", "ops", "lazy")}
 
 PUBLIC = {
-    "lightkernels": """BackendUnavailable __version__ condensed_conv2d convert exact_nonfinite explain functional
-        mldn_block models multi_dwconv2d nn ops rsdc2d use_backend""",
+    "lightkernels": """BackendUnavailable LearnedGroupConv2d MLDNBlock MultiDepthwiseConv2d Multiception2d RSDC2d
+        __version__ compress condensed_conv2d convert exact_nonfinite explain functional mldn_block models
+        multi_dwconv2d nn ops rsdc2d use_backend""",
     "lightkernels.compress": """Architecture ArchitectureError CheckpointError Cost Plan Recipe Result Searcher
         Selection Settings Target accuracy build_operator compress cost derive finetune list_operators load
         measure_latencies plain plan preset random_architectures recalibrate reconstruct register_operator save search

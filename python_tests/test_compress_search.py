@@ -95,6 +95,34 @@ def test_the_warm_up_draws_every_operator():
     assert searcher.selections[0].forced is None
 
 
+def test_gates_that_take_turns_have_the_same_gradient_in_the_mean():
+    net, plan = made()
+    net.double()
+    x, y = images(4).double(), torch.tensor([0, 1, 2, 3])
+
+    def gradients(every, steps):
+        searcher = Searcher(net, plan, settings(lam=0.0, warmup_epochs=0, gate_every=every), seed=3)
+        searcher.start_epoch(0)
+        rows = []
+        for _ in range(steps):
+            searcher.start_step()
+            net.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            rows.append([gate.grad.clone() for gate in searcher.gates])
+        return rows
+
+    (exact,) = gradients(1, 1)
+    rounds = gradients(3, 9)
+    orders = set()
+    for start in range(0, 9, 3):
+        turns = [[bool(g.any()) for g in row] for row in rounds[start : start + 3]]
+        assert [sum(turn) for turn in zip(*turns, strict=True)] == [1] * len(exact)
+        orders.add(str(turns))
+        for j, whole in enumerate(exact):
+            torch.testing.assert_close(sum(row[j] for row in rounds[start : start + 3]) / 3, whole)
+    assert len(orders) > 1
+
+
 def test_the_objective_is_equation_8_and_finite_for_every_code():
     names = ["skip_connect", "N_3x3_4", "N_3x3"]
     net, plan = compress.reconstruct(network(), images(), names, names="block1.*")

@@ -318,3 +318,25 @@ def test_neighbours_may_see_a_part_of_the_batch():
     y.backward(g)
     part(x[:2]).backward(g[:2])
     torch.testing.assert_close(layer.alpha.grad, 3 * part.alpha.grad)
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_the_gates_gradient_may_be_scaled_or_left_out(scale):
+    torch.manual_seed(1)
+    whole = Selection(SETS["SOP8"], 16, 16, dtype=torch.float64)
+    whole.set_index(SETS["SOP8"].index("Sep_res_5x5_8"))
+    layer, ran = copy.deepcopy(whole), set()
+    layer.scale = scale
+    for i, branch in enumerate(layer.branches):
+        for module in branch.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda *_, i=i: ran.add(i))
+    x = torch.randn(2, 16, 5, 5, dtype=torch.float64)
+    g = torch.randn_like(x)
+    whole(x).backward(g)
+    layer(x).backward(g)
+    torch.testing.assert_close(layer.alpha.grad, scale * whole.alpha.grad)
+    assert (ran == {layer.index()}) == (scale == 0)
+    for one, two in zip(whole.branches.parameters(), layer.branches.parameters(), strict=True):
+        assert (one.grad is None) == (two.grad is None)
+        assert one.grad is None or torch.equal(one.grad, two.grad)

@@ -6,17 +6,30 @@ output's gradient, and with a linear norm at the end that product is a few sums 
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightkernels._core.spec import Layout, is_dense
 from lightkernels.compress.operators_layers import DepthwiseConv2d, GroupedConv2d, Shuffle, plain
-from lightkernels.compress.operators_passes import is_quick, norm_act, recomputed, sums, wide
+from lightkernels.compress.operators_passes import (
+    Again,
+    Own,
+    Stats,
+    is_quick,
+    norm_act,
+    normed_again,
+    plus,
+    product,
+    recomputed,
+    running_as,
+    sums,
+    wide,
+)
 from lightkernels.nn import Multiception2d, MultiDepthwiseConv2d, RSDC2d
 
 Features = tuple[Tensor, ...]
-_LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
 
 
 class Gradient:
@@ -49,17 +62,6 @@ class Gradient:
             plus, minus = self.unshuffled(groups).chunk(2, 1)
             self._signs[groups] = plus + minus, minus.clone(memory_format=torch.preserve_format)
         return self._signs[groups]
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """The scalar product of two maps; 16-bit types are summed in float32."""
-    if a.dtype.itemsize < 4 or b.dtype.itemsize < 4:
-        a, b = a.float(), b.float()
-    if a.stride() != b.stride() or not any(is_dense(a.shape, a.stride(), layout) for layout in _LAYOUTS):
-        return (a * b).sum()
-    # Of dense tensors of equal strides, whatever these are: the elements in the order of memory.
-    size = (a.numel(),)
-    return torch.dot(a.as_strided(size, (1,)), b.as_strided(size, (1,)))
 
 
 def _affine(norm: nn.BatchNorm2d, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,9 +103,12 @@ class Operator(nn.Module):
         """The scalar product of ``finish(*features)`` and the gradient."""
         return product(self.finish(*features), g.g)
 
-    def besides_norm(self, features: Features, g: Gradient) -> Tensor:
-        """The part of :meth:`probe` that does not pass through the last norm."""
-        return g.g.new_zeros(())
+    def active(self, x: Tensor, own: Own | None = None) -> tuple[Tensor, Features]:
+        """The output, of which backward keeps little, and the features; `own` is for the output's last part."""
+        with running_as("active"):
+            features = self.features(x)
+        with running_as("active", own):
+            return self.finish(*features), features
 
     def forward(self, x: Tensor) -> Tensor:
         return self.finish(*self.features(x))
@@ -231,19 +236,35 @@ class ResidualSeparable(Operator):
         return self.unit1.entry
 
     def features(self, x: Tensor, first: Tensor | None = None) -> Features:
-        h = x + self.unit1.finish(*self.unit1.features(x, first))
-        (z,) = self.unit2.features(h)
-        return (z, h) if self.residual else (z,)
+        return self._run(x, first)[0]
+
+    def _run(self, x: Tensor, first: Tensor | None = None) -> tuple[Features, Again | None]:
+        """The features, and what makes h again where backward shall not keep it."""
+        unit, stats = self.unit1, Stats()
+        (z,) = unit.features(x, first)
+        h = x + unit.shuffle(norm_act(unit.norm, z, "relu", stats))
+        again = None
+        if stats:
+            base, kept = x.detach(), z.detach()
+            again = Again(h, lambda: base + unit.shuffle(normed_again(unit.norm, kept, "relu", stats)))
+        with contextlib.nullcontext() if again is None else again.left_out():
+            z = recomputed(self.unit2.depthwise, self.unit2.pointwise, h, again)
+        return (z, h) if self.residual else (z,), again
+
+    def active(self, x: Tensor, own: Own | None = None) -> tuple[Tensor, Features]:
+        with running_as("active"):
+            features, again = self._run(x)
+        with running_as("active", own):
+            y = self.unit2.finish(features[0])
+            return plus(y, features[1], again) if self.residual else y, features
 
     def finish(self, *features: Tensor) -> Tensor:
         y = self.unit2.finish(features[0])
         return y + features[1] if self.residual else y
 
     def probe(self, features: Features, g: Gradient) -> Tensor:
-        return self.unit2.probe(features[:1], g) + self.besides_norm(features, g)
-
-    def besides_norm(self, features: Features, g: Gradient) -> Tensor:
-        return product(features[1], g.g) if self.residual else g.g.new_zeros(())
+        value = self.unit2.probe(features[:1], g)
+        return value + product(features[1], g.g) if self.residual else value
 
 
 class Fire(Normed):
@@ -261,8 +282,13 @@ class Fire(Normed):
         self._close()
 
     def features(self, x: Tensor, first: Tensor | None = None) -> Features:
-        narrow = norm_act(self.squeeze_norm, self.squeeze(x), "relu")
-        return (torch.cat((self.expand1(narrow), self.expand3(narrow)), 1),)
+        z, stats = self.squeeze(x), Stats()
+        narrow = norm_act(self.squeeze_norm, z, "relu", stats)
+        if not stats:
+            return (torch.cat((self.expand1(narrow), self.expand3(narrow)), 1),)
+        kept = z.detach()
+        with Again(narrow, lambda: normed_again(self.squeeze_norm, kept, "relu", stats)).left_out():
+            return (torch.cat((self.expand1(narrow), self.expand3(narrow)), 1),)
 
 
 class Multiception(Normed):

@@ -16,14 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from lightkernels._core.spec import Layout, is_dense
+
 Act = Literal["none", "relu", "crelu"]
+Stats = list[Tensor]
+_LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
 
 
 @dataclass
 class Own:
-    """Where a last norm adds, to the gates' gradient, the share of its output's scalar product with the gradient.
+    """Where an operator adds, to the gates' gradient, its output's scalar product with the gradient.
 
-    The norm has that product for nothing: its weight times the weight's gradient, and its bias likewise.
+    The last norm has that product for nothing: its weight times the weight's gradient, and its bias likewise.
     """
 
     alpha: Tensor
@@ -78,8 +82,22 @@ def sums(z: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (square - mean.square()).clamp_(min=0)
 
 
-def norm_act(norm: nn.Module, z: Tensor, act: Act = "none") -> Tensor:
-    """The norm and what follows: nothing, ReLU, or the rectified map and the rectified negative, concatenated."""
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The scalar product of two maps; 16-bit types are summed in float32."""
+    if a.dtype.itemsize < 4 or b.dtype.itemsize < 4:
+        a, b = a.float(), b.float()
+    if a.stride() != b.stride() or not any(is_dense(a.shape, a.stride(), layout) for layout in _LAYOUTS):
+        return (a * b).sum()
+    # Of dense tensors of equal strides, whatever these are: the elements in the order of memory.
+    size = (a.numel(),)
+    return torch.dot(a.as_strided(size, (1,)), b.as_strided(size, (1,)))
+
+
+def norm_act(norm: nn.Module, z: Tensor, act: Act = "none", stats: Stats | None = None) -> Tensor:
+    """The norm and what follows: nothing, ReLU, or the rectified map and the rectified negative, concatenated.
+
+    The active operator's mean and variance are appended to `stats`, with which :func:`normed_again` repeats it.
+    """
     if _pass.kind != "whole" and is_quick(norm, z) and norm.training and z.numel() > z.shape[1]:
         assert isinstance(norm, nn.BatchNorm2d)
         if _pass.kind == "neighbour":
@@ -90,12 +108,18 @@ def norm_act(norm: nn.Module, z: Tensor, act: Act = "none") -> Tensor:
             gate = () if own is None else (own.alpha, own.column)
             if own is not None:
                 own.taken = True
-            out: Tensor = _NormAct.apply(norm, act, z, norm.weight, norm.bias, *gate)  # type: ignore[no-untyped-call]
+            args = (norm, act, stats, z, norm.weight, norm.bias, *gate)
+            out: Tensor = _NormAct.apply(*args)  # type: ignore[no-untyped-call]
             return out
     y: Tensor = norm(z)
     if act == "crelu":
         return torch.cat((F.relu(y), F.relu(-y)), 1)
     return F.relu(y) if act == "relu" else y
+
+
+def normed_again(norm: nn.BatchNorm2d, z: Tensor, act: Act, stats: Stats) -> Tensor:
+    mean, variance = stats
+    return _rectified_(F.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps), act)
 
 
 def _rectified_(y: Tensor, act: Act) -> Tensor:
@@ -112,6 +136,7 @@ class _NormAct(Function):
         ctx: Any,
         norm: nn.BatchNorm2d,
         act: Act,
+        stats: Stats | None,
         z: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -123,6 +148,8 @@ class _NormAct(Function):
         centred = z - mean[:, None, None]
         variance = (torch.linalg.vector_norm(centred, dim=(2, 3)).double().square().sum(0) / count).to(z.dtype)
         _count_in(norm, mean, variance, count)
+        if stats is not None:
+            stats += [mean, variance]
         ctx.save_for_backward(z, weight, bias, mean, variance)
         ctx.act, ctx.eps, ctx.column = act, norm.eps, column
         return _rectified_(F.batch_norm(z, mean, variance, weight, bias, False, 0.0, norm.eps), act)
@@ -139,13 +166,13 @@ class _NormAct(Function):
                 plus, minus = g.chunk(2, 1)
                 g = torch.ops.aten.threshold_backward(plus, y, 0)
                 g = g.sub_(torch.ops.aten.threshold_backward(minus, y.neg_(), 0))
-        need = [*ctx.needs_input_grad[2:5]]
+        need = [*ctx.needs_input_grad[3:6]]
         mask = need if ctx.column is None else [need[0], True, True]
         inverse = (variance + ctx.eps).rsqrt()
         dz, dw, db = torch.ops.aten.native_batch_norm_backward(
             g, z, weight, None, None, mean, inverse, True, ctx.eps, mask
         )
-        grads = None, None, dz, dw if need[1] else None, db if need[2] else None
+        grads = None, None, None, dz, dw if need[1] else None, db if need[2] else None
         if ctx.column is None:
             return grads
         return *grads, ctx.column * (torch.dot(weight, dw) + torch.dot(bias, db)).to(ctx.column.dtype), None
@@ -162,22 +189,79 @@ def _count_in(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) 
     norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), share)
 
 
-def recomputed(inner: Callable[[Tensor], Tensor], outer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+class Again:
+    """A tensor that is not kept for backward but made once more there, for all who saved it."""
+
+    def __init__(self, value: Tensor, make: Callable[[], Tensor]) -> None:
+        self._key, self._make = (value.data_ptr(), value.shape), make
+        self._value: Tensor | None = None
+        self._readers = self._left = 0
+
+    def reader(self) -> Callable[[], Tensor]:
+        """For somebody who needs it once in backward."""
+        self._readers += 1
+        return self._read
+
+    def _read(self) -> Tensor:
+        if self._value is None:
+            refuse_second()
+            with torch.no_grad():
+                self._value, self._left = self._make(), self._readers
+        value, self._left = self._value, self._left - 1
+        if self._left == 0:
+            self._value = None
+        return value
+
+    def _pack(self, t: Tensor) -> Tensor | Callable[[], Tensor]:
+        return self.reader() if (t.data_ptr(), t.shape) == self._key else t
+
+    def left_out(self) -> Any:
+        """A context in which autograd saves it without its values."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda t: t if isinstance(t, Tensor) else t())
+
+
+def _keeps_little(x: Tensor) -> bool:
+    return _pass.kind == "active" and torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+
+
+def recomputed(
+    inner: Callable[[Tensor], Tensor], outer: Callable[[Tensor], Tensor], x: Tensor, again: Again | None = None
+) -> Tensor:
     """``outer(inner(x))``; in the active pass, backward computes ``inner(x)`` again instead of keeping it."""
     y = inner(x)
-    if _pass.kind != "active" or not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+    if not _keeps_little(x):
         return outer(y)
-    key, base = (y.data_ptr(), y.shape), x.detach()
+    if again is not None:
+        read = again.reader()
+    else:
+        base = x.detach()
 
-    def pack(t: Tensor) -> Tensor | None:
-        return None if (t.data_ptr(), t.shape) == key else t
+        def read() -> Tensor:
+            return base
 
-    def unpack(t: Tensor | None) -> Tensor:
-        if t is not None:
-            return t
+    with Again(y, lambda: inner(read())).left_out():
+        return outer(y)
+
+
+def plus(y: Tensor, h: Tensor, again: Again | None) -> Tensor:
+    """``y + h``, of which `h` adds its share to the gates' gradient where `y` did."""
+    own = _pass.own
+    if own is None or not own.taken:
+        return y + h
+    out: Tensor = _Plus.apply(y, h, own.alpha, own.column, again)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Plus(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, h: Tensor, alpha: Tensor, column: Tensor, again: Again | None) -> Tensor:
+        ctx.column, ctx.read = column, None if again is None else again.reader()
+        if again is None:
+            ctx.save_for_backward(h)
+        return y + h
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second()
-        with torch.no_grad():
-            return inner(base)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return outer(y)
+        (h,) = ctx.saved_tensors if ctx.read is None else (ctx.read(),)
+        return g, g, ctx.column * product(h, g).to(ctx.column.dtype), None, None

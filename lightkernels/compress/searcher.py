@@ -80,6 +80,7 @@ class Searcher:
         self.lam = float(settings.lam)
         self.draw = torch.Generator().manual_seed(seed)
         self.epoch, self.phase, self.settled = 0, "search", 0
+        self.turns: list[int] = []
         self.tables = self._tables()
         self._start_counting()
 
@@ -102,6 +103,7 @@ class Searcher:
 
     def _start_counting(self) -> None:
         self.losses: list[Tensor] = []
+        self.step = 0
         self.flips = 0
         self.signs = self._signs()
         self.started = time.perf_counter()
@@ -120,16 +122,28 @@ class Searcher:
         for selection in self.selections:
             selection.set_schedule(min(max(0, learned), settings.gate_epochs), settings.gate_epochs)
             selection.forced, selection.frozen = None, phase == "freeze"
-            selection.share = settings.share
+            selection.share, selection.scale = settings.share, 1.0
         self._start_counting()
 
     def start_step(self) -> None:
-        """Draws the path of a step of the warm-up; elsewhere reads all gates at once."""
+        """Draws the path of a step of the warm-up; later says whose gates learn from it, and reads all at once."""
         if self.phase == "warm-up":
             for selection in self.selections:
                 selection.forced = int(torch.randint(len(selection.names), (), generator=self.draw))
-        elif self.gates[0].device.type != "cpu":
+            return
+        if self.phase == "search":
+            self._take_turns(self.settings.gate_every)
+        if self.gates[0].device.type != "cpu":
             sync_codes(self.model)
+
+    def _take_turns(self, every: int) -> None:
+        """Of every round of steps, each layer's gates learn in one, in an order drawn anew."""
+        turn = self.step % every
+        if turn == 0:
+            self.turns = torch.randperm(len(self.selections), generator=self.draw).tolist()
+        for place, layer in enumerate(self.turns):
+            self.selections[layer].scale = float(every) if place % every == turn else 0.0
+        self.step += 1
 
     def penalty(self) -> Tensor:
         """``lam`` times the objective; zero without gradient in warm-up and freeze. Add it to the loss."""

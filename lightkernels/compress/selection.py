@@ -15,8 +15,8 @@ from lightkernels._core.spec import fail_type, require
 from lightkernels.compress import gate
 from lightkernels.compress.operators import build_operator, kind_of
 from lightkernels.compress.operators_layers import DepthwiseConv2d
-from lightkernels.compress.operators_modules import Features, Gradient, Operator, product
-from lightkernels.compress.operators_passes import Own, refuse_second, running_as
+from lightkernels.compress.operators_modules import Features, Gradient, Operator
+from lightkernels.compress.operators_passes import Own, product, refuse_second, running_as
 from lightkernels.functional import multi_dwconv2d
 
 _LEAST = 0.05
@@ -45,7 +45,8 @@ class Selection(nn.Module):
     Attributes: ``names``, ``branches``, ``codes`` (code to index, ``alpha[0]`` the highest bit), ``t``, ``k``;
     ``forced``, None or the index of an operator that is active whatever the gates say; ``frozen``, True for gates that
     choose but learn no more; ``share``, the part of the batch, its first images, that the neighbours see: 1.0 gives the
-    gradient above, less an estimate of it, scaled up, for as much less time.
+    gradient above, less an estimate of it, scaled up, for as much less time; ``scale``, a factor of that gradient: with
+    0.0 no neighbour runs, so that one layer in n at a time, scaled by n, gives it in the mean.
 
     With ``DistributedDataParallel`` pass ``find_unused_parameters=True``. Second derivatives are refused.
 
@@ -98,6 +99,7 @@ class Selection(nn.Module):
         self.forced: int | None = None
         self.frozen = False
         self.share = 1.0
+        self.scale = 1.0
         self.set_schedule(0, 1)
         self._read: tuple[Tensor, int, int] | None = None
         masks = torch.eye(len(names), dtype=wide, device=device)[list(self.codes)]
@@ -190,34 +192,33 @@ class Selection(nn.Module):
             y: Tensor = branch(x)
             return y
         if not learns:
-            with running_as("active"):
-                y = branch(x)
+            if isinstance(branch, Operator):
+                return branch.active(x)[0]
+            y = branch(x)
             return y
         code = self.code()
         own = None
         if isinstance(branch, Operator):
-            with running_as("active"):
-                features = branch.features(x)
-            if self.share >= 1:
-                own = Own(self.alpha, self.slope() * self._changes[code][:, index].to(self.alpha.dtype))
-            with running_as("active", own):
-                y = branch.finish(*features)
+            if self.share >= 1 and self.scale:
+                column = self.slope().mul_(self.scale) * self._changes[code][:, index].to(self.alpha.dtype)
+                own = Own(self.alpha, column)
+            y, features = branch.active(x, own)
             if y is x or y._is_view() or any(y is feature for feature in features):
                 y = y.clone()
         else:
             # What follows may change the output in place, and nobody but us knows what it was.
             features = (branch(x),)
             y = features[0].clone()
-        kept = (f.detach() for f in features)
         counted = own is not None and own.taken
-        args = (self, code, counted, y, self.alpha, x.detach(), *kept)
+        kept = [t.detach() for t in ((x,) if counted else (x, *features))] if self.scale else []
+        args = (self, code, counted, y, self.alpha, *kept)
         selected: Tensor = _Select.apply(*args)  # type: ignore[no-untyped-call]
         return selected
 
     def _products(self, code: int, counted: bool, x: Tensor, features: Features, grad: Gradient) -> Tensor:
         """``[m]``: by bit, the scalar product of the gradient and op[bit = 1](x) - op[bit = 0](x).
 
-        `counted`: what the active operator's last norm contributes is not in it.
+        `counted`: the active operator's part is not in it.
         """
         active, others = self.codes[code], gate.neighbours(self.codes)[code]
         images = max(1, round(self.share * len(x)))
@@ -227,13 +228,14 @@ class Selection(nn.Module):
         else:
             scale = 1.0
         wanted = sorted(set(others) - {active})
-        branch = self.branches[active]
-        with _unchanged([branch], False, x):
-            if not isinstance(branch, Operator):
-                own = product(features[0], grad.g)
-            else:
-                own = (branch.besides_norm if counted else branch.probe)(features, grad)
-        values = {active: own}
+        values = {}
+        if not counted:
+            branch = self.branches[active]
+            with _unchanged([branch], False, x):
+                if isinstance(branch, Operator):
+                    values[active] = branch.probe(features, grad)
+                else:
+                    values[active] = product(features[0], grad.g)
         firsts = _shared_entries([self.branches[i] for i in wanted], x)
         for i, first in zip(wanted, firsts, strict=True):
             other = self.branches[i]
@@ -242,7 +244,8 @@ class Selection(nn.Module):
                     values[i] = other.probe(other.features(x, first), grad)
                 else:
                     values[i] = product(other(x), grad.g)
-        table = torch.stack([values.get(i, torch.zeros_like(own)) for i in range(len(self.names))])
+        nothing = grad.g.new_zeros(())
+        table = torch.stack([values.get(i, nothing) for i in range(len(self.names))])
         return scale * (self._changes[code].to(table.dtype) @ table)
 
     def derive(self) -> nn.Module:
@@ -268,11 +271,11 @@ class _Select(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, owner: Selection, code: int, counted: bool, y: Tensor, alpha: Tensor, x: Tensor, *features: Tensor
+        ctx: Any, owner: Selection, code: int, counted: bool, y: Tensor, alpha: Tensor, *kept: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, *features)
-        ctx.owner, ctx.code, ctx.counted, ctx.slope = owner, code, counted, owner.slope()
-        kind = x.device.type
+        ctx.save_for_backward(*kept)
+        ctx.owner, ctx.code, ctx.counted, ctx.slope = owner, code, counted, owner.slope().mul_(owner.scale)
+        kind = y.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         # The very tensor: what follows may change it in place, as it may an operator's output.
         ctx.mark_dirty(y)
@@ -280,15 +283,19 @@ class _Select(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, *features = ctx.saved_tensors
+        kept = ctx.saved_tensors
         dalpha = None
         refuse_second()
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[4] and not kept:
+            # Zeros, not None: where processes are joined, all wait for every gate's gradient.
+            dalpha = torch.zeros_like(ctx.slope)
+        elif ctx.needs_input_grad[4]:
+            x, *features = kept
             kind, dtype, enabled = ctx.autocast
             with torch.autocast(kind, dtype, enabled):
                 products = ctx.owner._products(ctx.code, ctx.counted, x, tuple(features), Gradient(g))
             dalpha = ctx.slope * products.to(ctx.slope.dtype)
-        return (None, None, None, g, dalpha, None, *(None for _ in features))
+        return (None, None, None, g, dalpha, *(None for _ in kept))
 
 
 @contextlib.contextmanager

@@ -20,8 +20,10 @@ class Settings:
     layers (Eq. 8); the others the log of one cost. ``form="total"`` weighs the sum over the layers instead of the logs.
     In the ``warmup_epochs`` every step trains one uniformly random path and no gate; before the ``freeze_epochs`` the
     gates are settled for good, and the last epochs train the path that was found. ``clip_norm`` bounds the norm of the
-    weights' gradients. ``share`` is the part of the batch that idle neighbours see: below 1 a step takes less time, and
-    the gates' gradient is an estimate.
+    weights' gradients. Each round of ``gate_every`` steps gives every layer one step in which its gates' gradient is
+    taken, and multiplied by ``gate_every``; in the others its idle neighbours do not run. The mean is that of 1, in
+    which all layers take it in all steps. ``share`` is the part of the batch that idle neighbours see: below 1 a step
+    takes less time too, but their norms have the statistics of fewer images.
     """
 
     epochs: int = 150
@@ -38,13 +40,14 @@ class Settings:
     gate_weight_decay: float = 1e-3
     gate_step: int = 40
     gate_gamma: float = 0.3
+    gate_every: int = 1
     finetune_lr: float = 0.02
     clip_norm: float | None = None
     share: float = 1.0
     undecided: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "gate_step"):
+        for name in ("epochs", "gate_step", "gate_every"):
             positive_int("search", name, getattr(self, name))
         for name in ("warmup_epochs", "freeze_epochs", "finetune_epochs"):
             value = getattr(self, name)
@@ -83,6 +86,7 @@ PRESETS = {
         freeze_epochs=6,
         finetune_epochs=20,
         gate_step=16,
+        gate_every=4,
         lr=0.05,
         finetune_lr=0.05,
         # Operators with a residual of their own end in no norm: random paths through many of them diverge without.

@@ -38,8 +38,8 @@ def one(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     found = compress.compress(
         model, train, operators=options.operators, settings=settings, target_params=f"{100 / PCR:.3f}%", scope="paper",
-        evaluate=test, out=options.out / f"seed-{seed}", baselines=options.baselines, train_original=options.baselines > 0,
-        network=network, seed=seed, resume=options.resume,
+        evaluate=test, out=options.out / f"seed-{seed}", baselines=options.baselines, network=network, seed=seed,
+        train_original=options.baselines > 0, resume=options.resume,
     )  # fmt: skip
     random = [b.accuracy for b in found.baselines if b.accuracy is not None]
     seconds = sum(record["seconds"] for record in [*found.history, *found.tuning])

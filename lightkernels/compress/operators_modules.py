@@ -12,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightkernels.compress.channel_norm import channel_norm
 from lightkernels.compress.operators_layers import DepthwiseConv2d, GroupedConv2d, Shuffle, plain
 from lightkernels.compress.operators_passes import (
     Again,
     Own,
-    Stats,
+    Repeats,
+    affine,
     is_quick,
     norm_act,
-    normed_again,
+    normalised,
     plus,
     product,
     recomputed,
@@ -64,27 +66,23 @@ class Gradient:
         return self._signs[groups]
 
 
-def _affine(norm: nn.BatchNorm2d, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift of each channel, in float64: the norm as ``scale * z + shift``."""
-    if norm.training or norm.running_mean is None or norm.running_var is None:
-        mean, variance = sums(z)
-    else:
-        mean, variance = wide(norm.running_mean), wide(norm.running_var)
-    scale = (variance + norm.eps).rsqrt_()
-    if norm.weight is not None:
-        scale = scale * wide(norm.weight)
-    shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + wide(norm.bias)
-
-
 def norm_product(norm: nn.Module, z: Tensor, g: Gradient, groups: int = 1) -> Tensor:
     """The scalar product of ``shuffle(norm(z))`` and the gradient; running statistics are read in evaluation only."""
-    grad = g.unshuffled(groups)
-    if not is_quick(norm, z) or grad.dtype != z.dtype:
-        return product(norm(z), grad)
+    if not is_quick(norm, z) or g.g.dtype != z.dtype:
+        return product(norm(z), g.unshuffled(groups))
     assert isinstance(norm, nn.BatchNorm2d)
-    scale, shift = _affine(norm, z)
-    return torch.dot(scale, wide((z * grad).sum((2, 3))).sum(0)) + torch.dot(shift, g.sums(groups))
+    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
+        mean, variance = wide(norm.running_mean), wide(norm.running_var)
+    else:
+        kernels = channel_norm(z, "none", 1 if groups == z.shape[1] else groups)
+        if kernels is not None:
+            _, variance, total, centred = kernels.moments(g.g)
+            scale, bias = affine(norm, variance)
+            return torch.dot(scale, centred) + torch.dot(bias, total)
+        mean, variance = sums(z)
+    scale, bias = affine(norm, variance)
+    products = wide((z * g.unshuffled(groups)).sum((2, 3))).sum(0)
+    return torch.dot(scale, products) + torch.dot(bias - mean * scale, g.sums(groups))
 
 
 class Operator(nn.Module):
@@ -133,8 +131,7 @@ class Normed(Operator):
         self.shuffle: nn.Module = nn.Identity() if self.groups in (1, channels) else Shuffle(self.groups)
 
     def finish(self, *features: Tensor) -> Tensor:
-        y: Tensor = self.shuffle(norm_act(self.norm, features[0], "relu" if self.act else "none"))
-        return y
+        return norm_act(self.norm, features[0], "relu" if self.act else "none", self.shuffle)
 
     def probe(self, features: Features, g: Gradient) -> Tensor:
         if not self.act:
@@ -173,14 +170,20 @@ class CReLUConvolution(Operator):
         return (self.conv(x),)
 
     def finish(self, *features: Tensor) -> Tensor:
-        y: Tensor = self.shuffle(norm_act(self.norm, features[0], "crelu"))
-        return y
+        return norm_act(self.norm, features[0], "crelu", self.shuffle)
 
     def probe(self, features: Features, g: Gradient) -> Tensor:
-        # max(-z, 0) is max(z, 0) - z: one rectified map is enough.
+        (z,), norm = features, self.norm
+        kernels = channel_norm(z, "crelu", self.mixed) if norm.training and g.g.dtype == z.dtype else None
+        if kernels is not None:
+            (mean, variance), factor, shift = normalised(norm, kernels)
+            total, centred = kernels.reduce(g.g, factor, shift, mean.float())
+            scale, bias = affine(norm, variance)
+            return torch.dot(scale, centred) + torch.dot(bias, total)
+        # max(-t, 0) is max(t, 0) - t: one rectified map is enough.
         both, minus = g.signs(self.mixed)
-        z = norm_act(self.norm, features[0])
-        return product(F.relu(z), both) - product(z, minus)
+        t = norm_act(norm, z)
+        return product(F.relu(t), both) - product(t, minus)
 
 
 class Separable(Normed):
@@ -240,13 +243,10 @@ class ResidualSeparable(Operator):
 
     def _run(self, x: Tensor, first: Tensor | None = None) -> tuple[Features, Again | None]:
         """The features, and what makes h again where backward shall not keep it."""
-        unit, stats = self.unit1, Stats()
+        unit, repeats, base = self.unit1, Repeats(), x.detach()
         (z,) = unit.features(x, first)
-        h = x + unit.shuffle(norm_act(unit.norm, z, "relu", stats))
-        again = None
-        if stats:
-            base, kept = x.detach(), z.detach()
-            again = Again(h, lambda: base + unit.shuffle(normed_again(unit.norm, kept, "relu", stats)))
+        h = x + norm_act(unit.norm, z, "relu", unit.shuffle, repeats)
+        again = Again(h, lambda: base + repeats[0]()) if repeats else None
         with contextlib.nullcontext() if again is None else again.left_out():
             z = recomputed(self.unit2.depthwise, self.unit2.pointwise, h, again)
         return (z, h) if self.residual else (z,), again
@@ -282,12 +282,9 @@ class Fire(Normed):
         self._close()
 
     def features(self, x: Tensor, first: Tensor | None = None) -> Features:
-        z, stats = self.squeeze(x), Stats()
-        narrow = norm_act(self.squeeze_norm, z, "relu", stats)
-        if not stats:
-            return (torch.cat((self.expand1(narrow), self.expand3(narrow)), 1),)
-        kept = z.detach()
-        with Again(narrow, lambda: normed_again(self.squeeze_norm, kept, "relu", stats)).left_out():
+        repeats = Repeats()
+        narrow = norm_act(self.squeeze_norm, self.squeeze(x), "relu", None, repeats)
+        with Again(narrow, repeats[0]).left_out() if repeats else contextlib.nullcontext():
             return (torch.cat((self.expand1(narrow), self.expand3(narrow)), 1),)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from lightkernels._core.spec import Layout, is_dense
+from lightkernels.compress.channel_norm import Act, ChannelNorm, channel_norm
+from lightkernels.compress.operators_layers import Shuffle
 
-Act = Literal["none", "relu", "crelu"]
-Stats = list[Tensor]
+Repeats = list[Callable[[], Tensor]]
 _LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
 
 
@@ -93,89 +94,170 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.as_strided(size, (1,)), b.as_strided(size, (1,)))
 
 
-def norm_act(norm: nn.Module, z: Tensor, act: Act = "none", stats: Stats | None = None) -> Tensor:
-    """The norm and what follows: nothing, ReLU, or the rectified map and the rectified negative, concatenated.
+def affine(norm: nn.BatchNorm2d, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and bias of ``norm(z) = scale * (z - mean) + bias``, float64."""
+    scale = (variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * wide(norm.weight.detach())
+    return scale, torch.zeros_like(scale) if norm.bias is None else wide(norm.bias.detach())
 
-    The active operator's mean and variance are appended to `stats`, with which :func:`normed_again` repeats it.
+
+def normalised(norm: nn.BatchNorm2d, kernels: ChannelNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of the batch, float64 ``[2, c]``; the norm as one scale and one shift, float32."""
+    moments = kernels.moments()[:2]
+    scale, bias = affine(norm, moments[1])
+    return moments, scale.float(), torch.addcmul(bias, moments[0], scale, value=-1).float()
+
+
+def norm_act(
+    norm: nn.Module,
+    z: Tensor,
+    act: Act = "none",
+    shuffle: nn.Module | None = None,
+    repeats: Repeats | None = None,
+) -> Tensor:
+    """The norm and what follows: nothing, ReLU, or the rectified map and the rectified negative; a shuffle.
+
+    What makes the output of the active operator once more is appended to `repeats`.
     """
     if _pass.kind != "whole" and is_quick(norm, z) and norm.training and z.numel() > z.shape[1]:
         assert isinstance(norm, nn.BatchNorm2d)
+        groups = shuffle.groups if isinstance(shuffle, Shuffle) else 1
         if _pass.kind == "neighbour":
+            kernels = channel_norm(z, act, groups)
+            if kernels is not None:
+                return kernels.apply(*normalised(norm, kernels)[1:])
             mean, variance = (t.to(z.dtype) for t in sums(z))
-            return _rectified_(F.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps), act)
+            return _normed(norm, z, act, groups, mean, variance)
         if z.is_cpu and torch.is_grad_enabled():
             own = _pass.own if norm.affine else None
             gate = () if own is None else (own.alpha, own.column)
             if own is not None:
                 own.taken = True
-            args = (norm, act, stats, z, norm.weight, norm.bias, *gate)
+            args = (norm, act, groups, repeats, z, norm.weight, norm.bias, *gate)
             out: Tensor = _NormAct.apply(*args)  # type: ignore[no-untyped-call]
             return out
     y: Tensor = norm(z)
     if act == "crelu":
-        return torch.cat((F.relu(y), F.relu(-y)), 1)
-    return F.relu(y) if act == "relu" else y
+        y = torch.cat((F.relu(y), F.relu(-y)), 1)
+    elif act == "relu":
+        y = F.relu(y)
+    return y if shuffle is None else shuffle(y)
 
 
-def normed_again(norm: nn.BatchNorm2d, z: Tensor, act: Act, stats: Stats) -> Tensor:
-    mean, variance = stats
-    return _rectified_(F.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps), act)
-
-
-def _rectified_(y: Tensor, act: Act) -> Tensor:
-    if act == "none":
-        return y
-    return F.relu_(y) if act == "relu" else torch.cat((F.relu(y), y.neg_().relu_()), 1)
+def _normed(norm: nn.BatchNorm2d, z: Tensor, act: Act, groups: int, mean: Tensor, variance: Tensor) -> Tensor:
+    y = F.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+    if act == "relu":
+        F.relu_(y)
+    elif act == "crelu":
+        y = torch.cat((F.relu(y), y.neg_().relu_()), 1)
+    return y if groups == 1 else F.channel_shuffle(y, groups)
 
 
 class _NormAct(Function):
-    """A norm in training and its activation, of which only the norm's input is kept."""
+    """A norm in training, its activation and a shuffle, of which only the norm's input is kept."""
 
     @staticmethod
     def forward(
         ctx: Any,
         norm: nn.BatchNorm2d,
         act: Act,
-        stats: Stats | None,
+        groups: int,
+        repeats: Repeats | None,
         z: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         alpha: Tensor | None = None,
         column: Tensor | None = None,
     ) -> Tensor:
-        count = z.numel() // z.shape[1]
-        mean = (z.sum((2, 3)).double().sum(0) / count).to(z.dtype)
-        centred = z - mean[:, None, None]
-        variance = (torch.linalg.vector_norm(centred, dim=(2, 3)).double().square().sum(0) / count).to(z.dtype)
+        kernels, count, kept = channel_norm(z, act, groups), z.numel() // z.shape[1], z.detach()
+        if kernels is None:
+            mean = (z.sum((2, 3)).double().sum(0) / count).to(z.dtype)
+            centred = z - mean[:, None, None]
+            variance = (torch.linalg.vector_norm(centred, dim=(2, 3)).double().square().sum(0) / count).to(z.dtype)
+            given: tuple[Tensor, ...] = (mean, variance)
+
+            def make() -> Tensor:
+                return _normed(norm, kept, act, groups, mean, variance)
+
+        else:
+            moments, scale, shift = normalised(norm, kernels)
+            mean, variance = moments.float()
+            given = (moments, scale, shift)
+
+            def make() -> Tensor:
+                found = channel_norm(kept, act, groups)
+                assert found is not None
+                return found.apply(scale, shift)
+
         _count_in(norm, mean, variance, count)
-        if stats is not None:
-            stats += [mean, variance]
-        ctx.save_for_backward(z, weight, bias, mean, variance)
-        ctx.act, ctx.eps, ctx.column = act, norm.eps, column
-        return _rectified_(F.batch_norm(z, mean, variance, weight, bias, False, 0.0, norm.eps), act)
+        if repeats is not None:
+            repeats.append(make)
+        ctx.save_for_backward(z, weight, bias, *given)
+        ctx.act, ctx.groups, ctx.eps, ctx.column = act, groups, norm.eps, column
+        return make()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second()
-        z, weight, bias, mean, variance = ctx.saved_tensors
-        if ctx.act != "none":
-            y = F.batch_norm(z, mean, variance, weight, bias, False, 0.0, ctx.eps)
-            if ctx.act == "relu":
-                g = torch.ops.aten.threshold_backward(g, y, 0)
-            else:
-                plus, minus = g.chunk(2, 1)
-                g = torch.ops.aten.threshold_backward(plus, y, 0)
-                g = g.sub_(torch.ops.aten.threshold_backward(minus, y.neg_(), 0))
-        need = [*ctx.needs_input_grad[3:6]]
-        mask = need if ctx.column is None else [need[0], True, True]
-        inverse = (variance + ctx.eps).rsqrt()
-        dz, dw, db = torch.ops.aten.native_batch_norm_backward(
-            g, z, weight, None, None, mean, inverse, True, ctx.eps, mask
-        )
-        grads = None, None, None, dz, dw if need[1] else None, db if need[2] else None
+        z, weight, bias, *given = ctx.saved_tensors
+        need = [*ctx.needs_input_grad[4:7]]
+        run = _backward if len(given) == 2 else _native_backward
+        dz, dw, db = run(ctx, g, z, weight, bias, given, need if ctx.column is None else [need[0], True, True])
+        grads = None, None, None, None, dz, dw if need[1] else None, db if need[2] else None
         if ctx.column is None:
             return grads
         return *grads, ctx.column * (torch.dot(weight, dw) + torch.dot(bias, db)).to(ctx.column.dtype), None
+
+
+def _native_backward(
+    ctx: Any,
+    g: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    given: Sequence[Tensor],
+    need: Sequence[bool],
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    moments, scale, shift = given
+    kernels = channel_norm(z, ctx.act, ctx.groups)
+    assert kernels is not None
+    mean, inverse = moments[0].float(), (moments[1] + ctx.eps).rsqrt()
+    total, product = kernels.reduce(g, scale, shift, mean)
+    product = product * inverse
+    dz = None
+    if need[0]:
+        share = scale / -kernels.count
+        factors = torch.stack((scale, (share * product * inverse).float(), mean, (share * total).float()))
+        dz = kernels.backward(g, scale, shift, factors)
+    return dz, product.float(), total.float()
+
+
+def _backward(
+    ctx: Any,
+    g: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    given: Sequence[Tensor],
+    need: Sequence[bool],
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    mean, variance = given
+    if ctx.groups > 1:
+        g = F.channel_shuffle(g, g.shape[1] // ctx.groups)
+    if ctx.act != "none":
+        y = F.batch_norm(z, mean, variance, weight, bias, False, 0.0, ctx.eps)
+        if ctx.act == "relu":
+            g = torch.ops.aten.threshold_backward(g, y, 0)
+        else:
+            plus, minus = g.chunk(2, 1)
+            g = torch.ops.aten.threshold_backward(plus, y, 0)
+            g = g.sub_(torch.ops.aten.threshold_backward(minus, y.neg_(), 0))
+    inverse = (variance + ctx.eps).rsqrt()
+    found: tuple[Tensor | None, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
+        g, z, weight, None, None, mean, inverse, True, ctx.eps, need
+    )
+    return found
 
 
 def _count_in(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -1,0 +1,31 @@
+// Batch normalisation in training, its activation and a channel shuffle, as the sums and the maps that they are made
+// of. Plain data; dense NCHW, float32; sums in float64.
+#pragma once
+#include "lk/cpu.h"
+
+namespace lk::channel_norm {
+
+enum class Act : int { none = 0, relu = 1, crelu = 2 };
+
+// z: [n, c, pixels]. y and g: [n, c or 2 c for crelu, pixels], after a shuffle of `groups`. What an activation reads
+// is t = scale[c] * z + shift[c]; crelu gives max(t, 0) and, c channels on, max(-t, 0).
+struct Params {
+  i64 n, c, pixels, groups;
+  Act act;
+  int threads;
+};
+
+struct Table {
+  // sums [4, c]: the mean of z, its variance (of the population), and unless g is null, the sums of g and of
+  // g * (z - mean). Act none only.
+  int (*moments)(const Params&, const float* z, const float* g, double* sums);
+  int (*apply)(const Params&, const float* z, const float* scale, const float* shift, float* y);
+  // t's gradient d: its sum and that of d * (z - centre), [2, c].
+  int (*reduce)(const Params&, const float* z, const float* g, const float* scale, const float* shift,
+                const float* centre, double* sums);
+  // gz = a[c] * d + b[c] * (z - centre[c]) + k[c]; factors [4, c]: a, b, centre, k.
+  int (*backward)(const Params&, const float* z, const float* g, const float* scale, const float* shift,
+                  const float* factors, float* gz);
+};
+
+}  // namespace lk::channel_norm

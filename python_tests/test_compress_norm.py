@@ -1,0 +1,104 @@
+"""Batch normalisation of the search by kernels of its own, against PyTorch's in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightkernels.compress.channel_norm import channel_norm
+from lightkernels.compress.operators_layers import Shuffle
+from lightkernels.compress.operators_modules import CReLUConvolution, Gradient, norm_product
+from lightkernels.compress.operators_passes import Repeats, norm_act, running_as
+
+CASES = [
+    ("none", 1, 3, 5, 7),
+    ("none", 4, 8, 9, 4),
+    ("relu", 2, 6, 16, 16),
+    ("crelu", 1, 4, 5, 7),
+    ("crelu", 6, 9, 3, 3),
+]
+
+
+def made(channels, h, w, seed=0):
+    torch.manual_seed(seed)
+    norm = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5), norm.bias.normal_()
+    # A mean of many deviations, which must not cost the variance's digits.
+    z = torch.randn(6, channels, h, w) * torch.rand(channels, 1, 1).add(0.1) + 20.0 * torch.randn(channels, 1, 1)
+    return norm, z
+
+
+def truth(norm, z, act, groups):
+    """By PyTorch alone, in float64."""
+    wide = nn.BatchNorm2d(len(norm.weight)).double()
+    wide.load_state_dict(norm.state_dict())
+    z = z.double().requires_grad_()
+    t = wide(z)
+    y = {"none": t, "relu": t.relu(), "crelu": torch.cat((t.relu(), (-t).relu()), 1)}[act]
+    return wide, z, y if groups == 1 else F.channel_shuffle(y, groups)
+
+
+@pytest.mark.parametrize(("act", "groups", "channels", "h", "w"), CASES)
+def test_output_statistics_and_gradients(act, groups, channels, h, w):
+    norm, z = made(channels, h, w)
+    wide, wide_z, expected = truth(norm, z, act, groups)
+    z.requires_grad_()
+    repeats = Repeats()
+    with running_as("active"):
+        y = norm_act(norm, z, act, Shuffle(groups) if groups > 1 else nn.Identity(), repeats)
+    g = torch.randn(y.shape)
+    y.backward(g)
+    expected.backward(g.double())
+    near = {"rtol": 2e-5, "atol": 2e-4, "check_dtype": False}
+    torch.testing.assert_close(y, expected, **near)
+    assert torch.equal(repeats[0](), y.detach())
+    torch.testing.assert_close(z.grad, wide_z.grad, **near)
+    for ours, theirs in zip(norm.parameters(), wide.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, **near)
+    for ours, theirs in zip(norm.buffers(), wide.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+@pytest.mark.parametrize(("act", "groups", "channels", "h", "w"), [case for case in CASES if case[0] == "none"])
+def test_a_neighbours_product_is_sums(act, groups, channels, h, w):
+    norm, z = made(channels, h, w)
+    _, _, y = truth(norm, z, act, groups)
+    g = torch.randn(y.shape)
+    before = [buffer.clone() for buffer in norm.buffers()]
+    with torch.no_grad(), running_as("neighbour"):
+        found = norm_product(norm, z, Gradient(g), groups)
+    torch.testing.assert_close(found, (y * g).sum().detach(), rtol=1e-4, atol=1e-3, check_dtype=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, norm.buffers(), strict=True))
+
+
+def test_a_rectified_neighbours_product_is_sums():
+    operator, z = CReLUConvolution(8, 16, 1, 2, True), made(8, 6, 5)[1]
+    _, _, y = truth(operator.norm, z, "crelu", operator.mixed)
+    g = torch.randn(y.shape)
+    with torch.no_grad(), running_as("neighbour"):
+        found = operator.probe((z,), Gradient(g))
+    torch.testing.assert_close(found, (y * g).sum().detach(), rtol=1e-4, atol=1e-3, check_dtype=False)
+
+
+def test_threads_change_no_bit():
+    z, g = torch.randn(8, 40, 17, 16), torch.randn(8, 40, 17, 16)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(channel_norm(z).moments(g))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+    torch.testing.assert_close(results[0][0], z.double().mean((0, 2, 3)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(results[0][3], ((z.double() - results[0][0][:, None, None]) * g).sum((0, 2, 3)), rtol=0, atol=1e-3)
+
+
+def test_other_types_and_layouts_have_no_kernels():
+    z = torch.randn(2, 4, 3, 3)
+    assert channel_norm(z) is not None
+    assert channel_norm(z.double()) is channel_norm(z.contiguous(memory_format=torch.channels_last)) is None
+    assert channel_norm(z[:0]) is None

@@ -35,7 +35,7 @@ Record = dict[str, Any]
 PARTS = {"env": 30, "install": 110, "ceilings": 40, "tests": 110, "warm": 80, "ops": 400, "compile": 60}
 TOTAL = 525
 RESERVE = 12  # for the tables and the archive
-COMPILED = ("concat forward", "concat step")
+COMPILED = ("concat forward", "concat step", "mldn-eval forward", "mldn-train step", "condensed forward")
 
 
 def arguments() -> argparse.Namespace:

@@ -16,6 +16,10 @@ import test_gpu_rsdc2d
 import torch
 
 from lightkernels._core.spec import TensorMeta
+from lightkernels.ops.condensed_conv2d.spec import Inputs as CondensedInputs
+from lightkernels.ops.condensed_conv2d.spec import Spec as CondensedSpec
+from lightkernels.ops.mldn_block.spec import Inputs as BlockInputs
+from lightkernels.ops.mldn_block.spec import Spec as BlockSpec
 from lightkernels.ops.multi_dwconv2d.op import Spec
 from lightkernels.ops.rsdc2d.op import Spec as RsdcSpec
 
@@ -25,6 +29,8 @@ devices = pytest.importorskip("gpu.device")
 ops = pytest.importorskip("gpu.ops")
 plan = pytest.importorskip("gpu.plan")
 rsdc = pytest.importorskip("gpu.rsdc")
+mldn = pytest.importorskip("gpu.mldn")
+mldn_ops = pytest.importorskip("gpu.mldn_ops")
 report = pytest.importorskip("gpu.report")
 ceilings = pytest.importorskip("gpu.ceilings")
 
@@ -80,11 +86,45 @@ def test_the_plan_is_everything_once_the_most_telling_first():
     assert {"bf16", "fp32"} <= {g.dtype for g in head}
 
 
-def test_both_operators_are_planned_once():
+def test_all_operators_are_planned_once():
     found = [g.key for g in ops.all_groups()]
-    assert len(found) == len(set(found)) == len(list(plan.groups())) + len(list(rsdc.groups()))
+    more = [g.key for module in (rsdc, mldn) for g in module.groups()]
+    assert len(found) == len(set(found)) == len(list(plan.groups())) + len(more)
     assert found[: ops.FIRST] == [g.key for g in plan.groups()][: ops.FIRST]
-    assert found[ops.FIRST] == "R4 bf16 rsdc5 forward"
+    assert found[ops.FIRST : ops.FIRST + len(more)] == more
+
+
+def test_least_traffic_of_blocks_and_condensed_convolutions_is_their_formula():
+    for group in mldn.groups():
+        x, weights, g = mldn_ops.tensors(group, SimpleNamespace(dry=False, kind="meta"))
+        metas = [TensorMeta.of(t) for t in (x, *weights)]
+        if isinstance(group, mldn.CondensedGroup):
+            index = TensorMeta.of(torch.empty(4, group.sizes[1] // 4, dtype=torch.int64, device="meta"))
+            spec = CondensedSpec.of(CondensedInputs(*metas, index), "relu")
+            extra = spec.bytes() - mldn.CondensedGroup(*group.key.split()[:3], "forward").bytes()
+            assert 0 <= extra <= 16 * group.sizes[1]  # the index and the norm
+        else:
+            running = {} if group.training else {"running1": metas[3], "running2": metas[4]}
+            sizes = (mldn.LAYERS, mldn.PATHS, mldn.GROWTH, mldn.BOTTLENECK, group.groups)
+            values = (*sizes, 1, "xor1", 3, 1e-5, 0.0, 0, 1, group.kind == "step")
+            spec = BlockSpec.of(BlockInputs(*metas, **running), *values)
+            assert group.bytes() == (spec.training_bytes() if group.kind == "step" else spec.bytes())
+            assert g.shape == spec.y_shape
+        assert group.flops() == spec.flops() * (3 if group.kind == "step" else 1)
+        assert group.forecast() > group.bytes() / 4.3e12
+
+
+@pytest.mark.parametrize("name", ["B1 bf16 mldn-eval forward", "B1 fp32 mldn-train step", "Q2 bf16 condensed step"])
+def test_blocks_and_condensed_convolutions_are_measured_and_checked(name):
+    (group,) = [g for g in mldn.groups() if g.key == name]
+    record = ops.measure_group(group, devices.Rehearsal())
+    assert not record["refused"]
+    assert {"eager nchw", "grouped nhwc" if "mldn" in name else "folded nhwc", "lightkernels nhwc"} <= set(
+        record["times"]
+    )
+    assert set(record["times"]) == set(record["errors"])
+    assert type(report.group_of(record)) is type(group)
+    assert f"| {group.forecast() * 1e6:.1f} |" in report.markdown([record])
 
 
 def test_least_traffic_of_rsdc2d_is_its_formula_but_for_the_taps():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gpu import plan, rsdc, rsdc_ops
+from gpu import mldn, mldn_ops, plan, rsdc, rsdc_ops
 from gpu.device import Device, take_turns
 from gpu.plan import DTYPES, Group, shrunk
 from lightkernels._core import measure
@@ -18,23 +18,31 @@ from lightkernels.testing import poisoned
 
 Record = dict[str, Any]
 LARGE = 2e9
-FIRST = 20  # groups of multi_dwconv2d before those of rsdc2d
-ESSENTIAL = ("eager", "merged", "masked", "3x3")
+FIRST = 20  # groups of multi_dwconv2d before those of the other operators
+ESSENTIAL = ("eager", "grouped", "merged", "masked", "3x3")
 UNCHECKED = ("3x3",)  # another function of the same price
 # cuDNN computes float32 in TF32 unless it is told not to; users leave it on, so the baselines may too.
 TF32_TOLERANCE = 2e-3
 
 
 def all_groups() -> Iterator[Group]:
-    """Of both operators, the most telling first."""
+    """Of all operators, the most telling first."""
     head, rest = itertools.tee(plan.groups())
-    return itertools.chain(itertools.islice(head, FIRST), rsdc.groups(), itertools.islice(rest, FIRST, None))
+    more = (rsdc.groups(), mldn.groups())
+    return itertools.chain(itertools.islice(head, FIRST), *more, itertools.islice(rest, FIRST, None))
+
+
+def family(group: Group) -> Any:
+    """The module of an operator that has one of its own."""
+    if isinstance(group, (mldn.BlockGroup, mldn.CondensedGroup)):
+        return mldn_ops
+    return rsdc_ops if isinstance(group, rsdc.RsdcGroup) else None
 
 
 def tensors(group: Group, device: Device) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """Fresh random x, weights and output gradient."""
-    if isinstance(group, rsdc.RsdcGroup):
-        return rsdc_ops.tensors(group, device)
+    if family(group):
+        return family(group).tensors(group, device)  # type: ignore[no-any-return]
     n, c, h, w, s = shrunk(group) if device.dry else group.sizes
     dtype = DTYPES[group.dtype]
     branches = len(group.kernels) if group.combine == "concat" else 1
@@ -45,15 +53,15 @@ def tensors(group: Group, device: Device) -> tuple[torch.Tensor, list[torch.Tens
 
 
 def ours(group: Group, device: Device) -> list[measure.Entry]:
-    if isinstance(group, rsdc.RsdcGroup):
-        return rsdc_ops.ours(group, device)
+    if family(group):
+        return family(group).ours(group, device)  # type: ignore[no-any-return]
     backend = "reference" if device.dry else "triton"
     return baselines.ours(group.combine, backend, group.sizes[4])
 
 
 def others(group: Group, device: Device, compile: bool = False) -> list[measure.Entry]:
-    if isinstance(group, rsdc.RsdcGroup):
-        return rsdc_ops.others(group, device, compile)
+    if family(group):
+        return family(group).others(group, device, compile)  # type: ignore[no-any-return]
     return measure.baselines(
         "multi_dwconv2d",
         kernel_sizes=group.kernels,
@@ -68,8 +76,8 @@ def others(group: Group, device: Device, compile: bool = False) -> list[measure.
 def truth(
     group: Group, device: Device, x: torch.Tensor, weights: list[torch.Tensor], g: torch.Tensor
 ) -> list[torch.Tensor]:
-    if isinstance(group, rsdc.RsdcGroup):
-        return rsdc_ops.truth(group, device, x, weights, g)
+    if family(group):
+        return family(group).truth(group, device, x, weights, g)  # type: ignore[no-any-return]
     return baselines.truth(x, weights, g, group.combine, group.kind, group.sizes[4])
 
 
@@ -114,10 +122,11 @@ def _measure(group: Group, device: Device, compile: bool, limit: float) -> Recor
                 call = entry.call(group.kind, x, weights, g)
                 with poisoned() if entry.ours else contextlib.nullcontext():
                     outputs = call()
-                tf32 = group.dtype == "fp32" and (not entry.ours or isinstance(group, rsdc.RsdcGroup))
+                tf32 = group.dtype == "fp32" and (not entry.ours or family(group) is not None)
                 if entry.name not in UNCHECKED:
                     results = entry.results(group.kind, outputs)
-                    errors[label] = measure.check(label, results, right, TF32_TOLERANCE if tf32 else None)
+                    tolerance = getattr(group, "tolerance", None) or (TF32_TOLERANCE if tf32 else None)
+                    errors[label] = measure.check(label, results, right, tolerance)
                     del results
                 del outputs
                 estimate = device.seconds(call)

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from gpu import rsdc
+from gpu import mldn, rsdc
 from gpu.plan import SMALL_BYTES, SMALL_SECONDS, Expected, Group, expected
 
 Record = dict[str, Any]
@@ -22,11 +22,35 @@ HEAD = (
 
 def group_of(record: Record) -> Group:
     form = rsdc.RsdcGroup if record["variant"] in rsdc.VARIANTS else Group
+    if record["variant"] in mldn.BLOCK_VARIANTS:
+        form = mldn.BlockGroup
+    elif record["variant"] in mldn.CONDENSED_VARIANTS:
+        form = mldn.CondensedGroup
     return form(record["shape"], record["dtype"], record["variant"], record["kind"])
 
 
 def expectation(group: Group, layout: str) -> Expected:
+    if isinstance(group, (mldn.BlockGroup, mldn.CondensedGroup)):
+        return mldn.expected(group)
     return rsdc.expected(group) if isinstance(group, rsdc.RsdcGroup) else expected(group, layout)
+
+
+FORECAST = (
+    "For an H200, from what the kernels move at 0.7 of 4.3 TB/s or multiply at 150 TFLOP/s, padding included, and 2 us "
+    "a graph node; `benchmarks/gpu/mldn.py`."
+)
+
+
+def forecasts() -> list[list[str]]:
+    return [
+        [g.key, f"{g.bytes() / 1e6:.0f}", f"{g.flops() / 1e9:.1f}", _micro(forecast(g)).partition(".")[0]]
+        for g in mldn.groups()
+    ]
+
+
+def forecast(group: Group) -> float | None:
+    """The seconds that were forecast before the first run, where they were."""
+    return group.forecast() if isinstance(group, (mldn.BlockGroup, mldn.CondensedGroup)) else None
 
 
 def ceiling(records: list[Record], name: str) -> float | None:
@@ -126,6 +150,7 @@ def markdown(records: list[Record]) -> str:
             str(r["group"].key),
             r["layout"],
             _micro(r["seconds"]),
+            _micro(forecast(r["group"])),
             _number(r["fraction"]),
             f"{_micro(r['best_seconds'])} {r['best'] or ''}",
             _number(r["ratio"], ".2f") + ("x" if r["ratio"] is not None else ""),
@@ -162,7 +187,13 @@ def markdown(records: list[Record]) -> str:
                 "## What fell short of the targets",
                 "\n".join(short) or (NONE.capitalize() + "." if not found else "Nothing."),
                 "## Every call, microseconds",
-                _table(["call", "layout", "ours", "of copy", "best other", "ratio", "of a 3x3", "targets"], lines),
+                _table(
+                    ["call", "layout", "ours", "forecast", "of copy", "best other", "ratio", "of a 3x3", "targets"],
+                    lines,
+                ),
+                "## Forecasts of mldn_block and condensed_conv2d, written before the first run",
+                FORECAST,
+                _table(["call", "least MB", "GFLOP", "microseconds"], forecasts()),
                 "## Failed, refused or not timed",
                 "\n".join(wrong) or ("Nothing." if found else NONE.capitalize() + "."),
             ]

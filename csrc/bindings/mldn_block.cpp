@@ -49,21 +49,20 @@ void check(int error) {
 void* at(Address a) { return reinterpret_cast<void*>(a); }
 
 Inputs inputs(const std::vector<Address>& a, std::uint64_t seed) {
-  if (a.size() != 9) throw std::invalid_argument("mldn_block: nine inputs");
-  return {at(a[0]),
-          at(a[1]),
-          at(a[2]),
-          at(a[3]),
-          at(a[4]),
-          at(a[5]),
-          at(a[6]),
-          static_cast<const i64*>(at(a[7])),
-          static_cast<const i64*>(at(a[8])),
-          seed};
+  if (a.size() != 12) throw std::invalid_argument("mldn_block: twelve inputs");
+  Inputs in{};
+  const Address* from = a.data();
+  for (const void** to : {&in.weight1, &in.weight3, &in.bias3, &in.weight_sfr, &in.affine1, &in.affine2, &in.affine3,
+                          &in.running1, &in.running2, &in.running3})
+    *to = at(*from++);
+  in.cells = static_cast<const i64*>(at(*from++));
+  in.index = static_cast<const i64*>(at(*from));
+  in.seed = seed;
+  return in;
 }
 Outputs outputs(const std::vector<Address>& a) {
-  if (a.size() != 4) throw std::invalid_argument("mldn_block: four outputs");
-  return {at(a[0]), at(a[1]), at(a[2]), at(a[3])};
+  if (a.size() != 5) throw std::invalid_argument("mldn_block: five outputs");
+  return {at(a[0]), at(a[1]), at(a[2]), at(a[3]), at(a[4])};
 }
 
 // Made once a shape and kept by the Python side; owns the partners that Params points to.
@@ -71,13 +70,14 @@ struct Plan {
   Params p{};
   std::vector<i64> partner;
 
-  // head: n c h w layers paths kappa mid groups kernel taps sets index_groups condense batch_stats keep dtype
+  // head: n c h w layers paths kappa mid groups kernel taps sets index_groups condense batch_stats keep version
+  // dtype
   Plan(const std::vector<i64>& head, double eps, i64 threshold, double factor, std::vector<i64> table)
       : partner(std::move(table)) {
-    if (head.size() != 17) throw std::invalid_argument("Plan: wrong number of values");
+    if (head.size() != 18) throw std::invalid_argument("Plan: wrong number of values");
     const i64* v = head.data();
     for (i64* to : {&p.n, &p.c, &p.h, &p.w, &p.layers, &p.paths, &p.kappa, &p.mid, &p.groups, &p.kernel, &p.taps,
-                    &p.sets, &p.index_groups, &p.condense, &p.batch_stats, &p.keep})
+                    &p.sets, &p.index_groups, &p.condense, &p.batch_stats, &p.keep, &p.version})
       *to = *v++;
     p.dtype = static_cast<DType>(*v);
     p.eps = eps;
@@ -94,8 +94,9 @@ struct Plan {
   }
 };
 
-// inputs: weight1 weight3 bias3 affine1 affine2 running1 running2 taps index; outputs: y mid stats1 stats2; gradients:
-// g buffer inner x weight1 weight3 bias3 affine1 affine2.
+// inputs: weight1 weight3 bias3 weight_sfr affine1 affine2 affine3 running1 running2 running3 taps index; outputs: y
+// mid stats1 stats2 stats3; gradients: g buffer inner third state lost x weight1 weight3 bias3 weight_sfr affine1
+// affine2 affine3.
 void bind(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
   using Addresses = std::vector<Address>;
@@ -117,9 +118,9 @@ void bind(py::module_& m) {
           "bwd",
           [](const Plan& plan, const Addresses& in, std::uint64_t seed, const Addresses& out, const Addresses& g,
              int threads) {
-            if (g.size() != 9) throw std::invalid_argument("mldn_block: nine gradients");
-            const Gradients grad{at(g[0]), at(g[1]), at(g[2]), at(g[3]), at(g[4]),
-                                 at(g[5]), at(g[6]), at(g[7]), at(g[8])};
+            if (g.size() != 14) throw std::invalid_argument("mldn_block: fourteen gradients");
+            const Gradients grad{at(g[0]), at(g[1]), at(g[2]), at(g[3]),  at(g[4]),  at(g[5]),  at(g[6]),
+                                 at(g[7]), at(g[8]), at(g[9]), at(g[10]), at(g[11]), at(g[12]), at(g[13])};
             check(table().bwd(plan.with(threads), inputs(in, seed), outputs(out), grad));
           },
           nogil());

@@ -1,8 +1,11 @@
 // Backward: from the last layer to the first, with one buffer of gradients for all channels that a layer reads. The
-// terms by which a norm over the batch subtracts means are applied once a channel, when all its readers are done.
+// terms by which a norm over the batch subtracts means are applied once a channel, when all its readers are done. In
+// version 2, where every layer's norm has its own, they are applied when the layer before it reads the gradients, and a
+// copy of the output is taken back to what each layer read.
 #pragma once
 #include "mldn_block/backward_first.h"
 #include "mldn_block/backward_second.h"
+#include "mldn_block/backward_third.h"
 
 namespace {
 namespace mldn {
@@ -17,6 +20,7 @@ struct Backward {
   Layers<T> layers;
   SecondGrad<T> second;
   FirstGrad<T> first;
+  ThirdGrad<T> third;
   bool batch;
   double* readers;  // [path][last][2]: sums over the readers of gamma times the gradients of beta and of gamma
 
@@ -24,9 +28,10 @@ struct Backward {
       : b(block),
         out(o),
         grad(g),
-        layers(block, in, o.y),
+        layers(block, in, block.changes() ? g.state : o.y),
         second(layers),
         first(layers),
+        third(layers),
         batch(block.p.batch_stats),
         readers(nullptr) {}
 
@@ -34,12 +39,14 @@ struct Backward {
     layers.share(a);
     second.share(a);
     first.share(a);
+    third.share(a);
     readers = a.take<double>(b.p.paths * b.last * 2);
   }
   void own(Arena& a) {
     layers.own(a);
     second.own(a);
     first.own(a);
+    third.own_memory(a);
   }
 
   T* mid(i64 l) const { return static_cast<T*>(out.mid) + (b.p.keep ? l : 0) * b.p.n * b.p.paths * b.p.mid * b.pixels; }
@@ -48,29 +55,46 @@ struct Backward {
   const T* given() const { return static_cast<const T*>(grad.g); }
   A* buffer() const { return static_cast<A*>(grad.buffer); }
   A* inner() const { return static_cast<A*>(grad.inner); }
+  A* fresh() const { return static_cast<A*>(grad.third); }
+  i64 image() const { return b.p.paths * (b.changes() ? b.end : b.last) * b.pixels; }
+  const A* stats3() const { return static_cast<const A*>(batch ? out.stats3 : layers.in.running3); }
+  // Version 2: the second convolution's outputs of a layer.
+  const T* hidden(i64 l) const {
+    return static_cast<const T*>(out.mid) + (b.p.layers * b.p.mid + l * b.p.kappa) * b.p.n * b.p.paths * b.pixels;
+  }
   double samples() const { return static_cast<double>(b.p.n * b.pixels); }
 
-  // Channel j of a path, of those that are read: what its gradient lacks.
-  void finish(i64 path, i64 j, i64 to, const Finish<A>& f) const {
+  // Channel j of a path, of those that layer l (version 1: any layer) reads: what its gradient lacks.
+  void finish(i64 l, i64 path, i64 j, i64 to, const Finish<A>& f) const {
     f.plain[to] = f.slope[to] = f.mean[to] = 0;
-    if (!batch || j >= b.last) return;
-    const i64 at = path * b.last + j;
-    const double inv = 1 / __builtin_sqrt(static_cast<double>(stats1()[b.p.paths * b.last + at]) + b.p.eps);
+    if (!batch || l >= b.p.layers || j >= b.last) return;
+    const i64 at = b.shared(l, path) + j, of = (path * b.last + j) * 2;
+    const double inv = 1 / __builtin_sqrt(static_cast<double>(stats1()[b.all_shared() + at]) + b.p.eps);
     f.mean[to] = stats1()[at];
-    f.plain[to] = static_cast<A>(inv * readers[at * 2] / samples());
-    f.slope[to] = static_cast<A>(inv * inv * readers[at * 2 + 1] / samples());
+    f.plain[to] = static_cast<A>(inv * readers[of] / samples());
+    f.slope[to] = static_cast<A>(inv * inv * readers[of + 1] / samples());
   }
 
   void begin(i64 l) {
     layers.set_norm1(l, stats1(), batch);
     layers.set_norm2(l, stats2());
+    if (b.changes()) {
+      for (i64 path = 0; path < b.p.paths; ++path) {
+        third.forward.set(l, path, stats3());
+        for (i64 j = 0; j < b.width(l) + b.p.kappa; ++j) finish(l + 1, path, j, path * b.end + j, third.less);
+      }
+      return;
+    }
     for (i64 path = 0; path < b.p.paths; ++path)
-      for (i64 k = 0; k < b.p.kappa; ++k) finish(path, b.width(l) + k, path * b.p.kappa + k, second.finish);
+      for (i64 k = 0; k < b.p.kappa; ++k) finish(l, path, b.width(l) + k, path * b.p.kappa + k, second.finish);
   }
 
   void second_unit(i64 l, i64 u) {
     const i64 to = b.partner(l, u / b.chunks);
-    if (l == b.p.layers - 1) {
+    if (b.changes()) {
+      const i64 own = b.p.kappa * b.pixels;
+      second.unit(l, u, fresh() + u / b.chunks * own, b.p.paths * own, mid(l), inner(), false);
+    } else if (l == b.p.layers - 1) {
       const i64 at = to * b.end + b.width(l);
       second.unit(l, u, given() + at * b.pixels, b.p.paths * b.end * b.pixels, mid(l), inner(), false);
     } else {
@@ -79,12 +103,12 @@ struct Backward {
     }
   }
   void first_unit(i64 l, i64 u) {
-    const i64 path = u / b.chunks, image = b.p.paths * b.last * b.pixels;
-    A* const to = buffer() + path * b.last * b.pixels;
-    if (l == b.p.layers - 1)
-      first.unit(l, u, mid(l), inner(), given() + path * b.end * b.pixels, b.p.paths * b.end * b.pixels, to, image);
+    const i64 path = u / b.chunks;
+    A* const to = buffer() + path * (b.changes() ? b.end : b.last) * b.pixels;
+    if (l == b.p.layers - 1 && !b.changes())
+      first.unit(l, u, mid(l), inner(), given() + path * b.end * b.pixels, b.p.paths * b.end * b.pixels, to, image());
     else
-      first.unit(l, u, mid(l), inner(), to, image, to, image);
+      first.unit(l, u, mid(l), inner(), to, image(), to, image());
   }
 
   // Gradients of the inner norm, and what they take from the gradients of its inputs.
@@ -128,8 +152,10 @@ struct Backward {
         static_cast<A*>(grad.affine1)[column] = static_cast<A>(gamma);
         static_cast<A*>(grad.affine1)[b.columns() + column] = static_cast<A>(beta);
         const double weight = static_cast<double>(layers.affine1(0)[column]);
-        readers[(path * b.last + j) * 2] += weight * beta;
-        readers[(path * b.last + j) * 2 + 1] += weight * gamma;
+        double* const reader = readers + (path * b.last + j) * 2;
+        const bool others = !b.changes();  // readers of the same values
+        reader[0] = weight * beta + (others ? reader[0] : 0);
+        reader[1] = weight * gamma + (others ? reader[1] : 0);
       }
   }
   // Row o of the first convolution's weights, all of the second's; sums of the chunks in their order.
@@ -157,8 +183,8 @@ struct Backward {
   void finish_input(i64 n, i64 c) {
     const i64 own = b.p.c / b.p.paths, path = c / own, j = c % own;
     A plain, slope, mean;
-    finish(path, j, 0, {&plain, &slope, &mean});
-    const A* const d = buffer() + ((n * b.p.paths + path) * b.last + j) * b.pixels;
+    finish(0, path, j, 0, {&plain, &slope, &mean});
+    const A* const d = buffer() + n * image() + (path * (b.changes() ? b.end : b.last) + j) * b.pixels;
     const T* const x = layers.prefix(n, path) + j * b.pixels;
     T* const to = static_cast<T*>(grad.x) + (n * b.p.c + c) * b.pixels;
     for (i64 i = 0; i < b.pixels; i += V) {
@@ -172,10 +198,24 @@ struct Backward {
     }
   }
 
+  void reactivate(i64 l) {
+    const i64 paths = b.p.paths, units = paths * b.chunks;
+#pragma omp for schedule(static)
+    for (i64 u = 0; u < units; ++u) third.unit(l, u, hidden(l), buffer(), fresh());
+#pragma omp single
+    third.merge(l, batch, static_cast<A*>(grad.affine3));
+#pragma omp for schedule(static)
+    for (i64 path = 0; path < paths; ++path) third.merge_weights(l, path, static_cast<T*>(grad.weight_sfr));
+#pragma omp for schedule(static)
+    for (i64 u = 0; u < b.p.n * paths; ++u) third.join(l, u / paths, u % paths, hidden(l), buffer(), fresh());
+  }
+
   void work() {
     const i64 paths = b.p.paths, units = paths * b.chunks;
     second.prepare();
     first.prepare();
+    third.prepare();
+    third.forward.lost = static_cast<T*>(grad.lost);
 #pragma omp single
     {
       clear(readers, paths * b.last * 2);
@@ -189,7 +229,9 @@ struct Backward {
         first.pack(l, path);
         second.pack(l, path);
         if (!b.p.keep) layers.pack1(l, path);
+        if (b.changes()) third.pack(l, path);
       }
+      if (b.changes()) reactivate(l);
       if (!b.p.keep) {
 #pragma omp for schedule(static)
         for (i64 u = 0; u < layers.units(); ++u) layers.project(l, back_and_forth(l, u, layers.units()), mid(l), false);

@@ -20,14 +20,14 @@ struct Backproject {
 // x: inputs; from, to: gradients before and after this layer's; live: activated inputs.
 template <class T, class D, bool Drops, int P>
 void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T>* g, const T* x, const D* from,
-                      Acc<T>* to, Acc<T>* live, i64 tail) {
+                      Acc<T>* to, Acc<T>* live, i64 left) {
   using A = Acc<T>;
   constexpr int V = kLanes<A>;
   // What the next tile of these inputs reads arrives while this one computes.
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kRun; ++v) {
+    for (int v = 0; v < kRun<A>; ++v) {
       __builtin_prefetch(x + r * t.plane + kSub<A> + v * V, 0, 3);
       __builtin_prefetch(from + r * t.plane + kSub<A> + v * V, 0, 3);
     }
@@ -44,10 +44,8 @@ void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T
     Vec<A> s = vload(total), q = vload(total + V);
 #pragma GCC unroll 4
     for (int v = 0; v < P; ++v) {
-      const bool whole = v < P - 1 || tail == V;
-      const i64 at = r * t.plane + v * V;
-      const Vec<A> one = whole ? vload(x + at) : vload(x + at, static_cast<int>(tail));
-      const Vec<A> before = whole ? vload(from + at) : vload(from + at, static_cast<int>(tail));
+      const i64 at = r * t.plane + v * V, n = left - v * V;
+      const Vec<A> one = load_line(x + at, n), before = load_line(from + at, n);
       const Vec<A> d = one - mean, u = vfma(d, scale, beta);
       Vec<A> a = relu(u), b = acc[r][v];
       if constexpr (Drops) {
@@ -58,11 +56,7 @@ void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T
       vstore(live + r * kSub<A> + v * V, a);
       s += b;
       q = vfma(b, d, q);
-      const Vec<A> after = vfma(b, scale, before);
-      if (whole)
-        vstore(to + at, after);
-      else
-        vstore(to + at, after, static_cast<int>(tail));
+      store_line<A>(to + at, vfma(b, scale, before), n);
     }
     vstore(total, s);
     vstore(total + V, q);
@@ -70,17 +64,10 @@ void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T
 }
 
 template <class T, class D>
-using BackprojectFn = void (*)(const Backproject<Acc<T>>&, const Acc<T>*, const Acc<T>*, const T*, const D*, Acc<T>*,
-                               Acc<T>*, i64);
-template <class T, class D, bool Drops>
-BackprojectFn<T, D> backproject_of(i64 vectors) {
-  static constexpr BackprojectFn<T, D> fn[] = {nullptr, backproject_tile<T, D, Drops, 1>,
-                                               backproject_tile<T, D, Drops, 2>, backproject_tile<T, D, Drops, 3>,
-#if defined(__AVX512F__)
-                                               backproject_tile<T, D, Drops, 4>
-#endif
-  };
-  return fn[vectors];
+auto backproject_fn(bool drops, i64 left) {
+  constexpr int P = kRun<Acc<T>>;
+  if (left <= kLanes<Acc<T>>) return drops ? backproject_tile<T, D, true, 1> : backproject_tile<T, D, false, 1>;
+  return drops ? backproject_tile<T, D, true, P> : backproject_tile<T, D, false, P>;
 }
 
 template <class T>
@@ -131,8 +118,8 @@ struct FirstGrad {
       const i64 c = path * b.p.mid + o, at = (sub.image * b.p.paths * b.p.mid + c) * b.pixels + sub.pixel;
       const Vec<A> scale = every(layers.norm2.scale[c]), mean = every(layers.norm2.mean[c]), less = every(plain[c]),
                    by = every(slope[c]);
-      for (i64 v = 0; v < sub.vectors; ++v) {
-        const i64 n = v == sub.vectors - 1 ? sub.tail : V;
+      for (i64 v = 0; v < kRun<A>; ++v) {
+        const i64 n = sub.count - v * V;
         Vec<A> g = load_line(inner + at + v * V, n) - less;
         g = vfma(mean - load_line(mid + at + v * V, n), by, g) * scale;
         if (n < V) g = head<A>(g, n);
@@ -146,7 +133,6 @@ struct FirstGrad {
   void add(i64 l, i64 path, i64 n, const T* mid, const A* inner, const D* from, i64 from_image, A* to, i64 to_image,
            A* total) {
     const i64 width = b.width(l);
-    const auto& fn = b.p.threshold ? backproject_of<T, D, true> : backproject_of<T, D, false>;
     for (i64 s = 0; s < n; ++s) fill(subs[s], path, mid, inner, grads + s * b.rows() * S);
     for (i64 c = 0; c < width; c += kInputs) {
       const i64 inputs = smaller(kInputs, width - c);
@@ -162,9 +148,10 @@ struct FirstGrad {
                                     layers.dropped(l, path),
                                     c + r,
                                     sub.image * b.pixels + sub.pixel};
-          fn(sub.vectors)(tile, packed + path * b.p.mid * wide() + (c + r) * b.p.mid, grads + s * b.rows() * S,
-                          layers.prefix(sub.image, path) + at, from + sub.image * from_image + at,
-                          to + sub.image * to_image + at, live + (s * kInputs + r) * S, sub.tail);
+          backproject_fn<T, D>(b.p.threshold, sub.count)(
+              tile, packed + path * b.p.mid * wide() + (c + r) * b.p.mid, grads + s * b.rows() * S,
+              layers.prefix(sub.image, path) + at, from + sub.image * from_image + at, to + sub.image * to_image + at,
+              live + (s * kInputs + r) * S, sub.count);
         }
       for (i64 q = 0; q < inputs; q += kSumWide<A>)
         for (i64 o = 0; o < b.p.mid; o += kRows)
@@ -186,8 +173,7 @@ struct FirstGrad {
     };
     for (i64 n = b.first_image(chunk); n < b.first_image(chunk + 1); ++n)
       for (i64 i = 0; i < b.pixels; i += S) {
-        const i64 left = smaller(S, b.pixels - i), vectors = ceil_div(left, V);
-        subs[count++] = {n, i, vectors, left - (vectors - 1) * V};
+        subs[count++] = {n, i, smaller(S, b.pixels - i)};
         if (count == most) flush();
       }
     flush();

@@ -6,10 +6,13 @@
 namespace {
 namespace mldn {
 
+// Taps whose products are summed in one go.
 #if defined(__AVX512F__)
-constexpr int kTaps = 6;
+template <class A>
+constexpr i64 kTaps = sizeof(A) == 8 ? 2 : 6;
 #else
-constexpr int kTaps = 2;
+template <class A>
+constexpr i64 kTaps = 2;
 #endif
 
 // total[m][r][lane] += x[at[m] + i] * g[r][i] over `vectors` vectors.
@@ -45,13 +48,15 @@ void line_sums(i64 vectors, i64 pitch, const Term* at, const A* x, const A* g, A
 template <class A>
 void all_line_sums(i64 vectors, i64 pitch, const Term* at, i64 n, const A* x, const A* g, A* total) {
   using Fn = void (*)(i64, i64, const Term*, const A*, const A*, A*);
-  static constexpr Fn fn[] = {nullptr,         line_sums<A, 1>, line_sums<A, 2>,
-#if defined(__AVX512F__)
-                              line_sums<A, 3>, line_sums<A, 4>, line_sums<A, 5>,
-                              line_sums<A, 6>
-#endif
-  };
-  for (i64 pieces = ceil_div(n, kTaps); pieces > 0; --pieces) {
+  constexpr i64 most = kTaps<A>;
+  static constexpr Fn fn[] = {nullptr,
+                              line_sums<A, 1>,
+                              line_sums<A, 2>,
+                              line_sums<A, smaller(3, most)>,
+                              line_sums<A, smaller(4, most)>,
+                              line_sums<A, smaller(5, most)>,
+                              line_sums<A, smaller(6, most)>};
+  for (i64 pieces = ceil_div(n, most); pieces > 0; --pieces) {
     const i64 m = ceil_div(n, pieces);
     fn[m](vectors, pitch, at, x, g, total);
     at += m;

@@ -18,12 +18,15 @@ using rsdc::smaller;
 
 constexpr int kRows = 4;  // channels of a tile
 #if defined(__AVX512F__)
-constexpr int kRun = 4;  // vectors of pixels of a tile
+constexpr int kWidest = 4;
 #else
-constexpr int kRun = 3;
+constexpr int kWidest = 3;
 #endif
+// Vectors of pixels of a tile; for float64, which is there for tests, fewer tiles are compiled.
 template <class A>
-constexpr i64 kSub = kRun * kLanes<A>;  // pixels of a sub-panel
+constexpr int kRun = sizeof(A) == 8 ? 2 : kWidest;
+template <class A>
+constexpr i64 kSub = kRun<A> * kLanes<A>;  // pixels of a sub-panel
 
 constexpr i64 kPanelBytes = 192 * 1024;  // of activated inputs at a time
 constexpr i64 kPanel = 512;              // pixels whose products are summed in one go
@@ -46,6 +49,11 @@ struct Block {
   i64 start(i64 l) const { return p.paths * (l * (p.c / p.paths) + p.kappa * (l * (l - 1) / 2)); }
   i64 columns() const { return start(p.layers); }
   i64 mids() const { return p.layers * p.paths * p.mid; }
+  i64 outs() const { return p.layers * p.paths * p.kappa; }
+  // The first norm's statistics of a batch: version 1 has them once a channel, version 2 once for each of its readers.
+  bool changes() const { return p.version == 2; }
+  i64 shared(i64 l, i64 path) const { return changes() ? start(l) + path * width(l) : path * last; }
+  i64 all_shared() const { return changes() ? columns() : p.paths * last; }
   i64 inputs() const { return p.mid / p.groups; }  // of a group of the second convolution
   i64 outputs() const { return p.kappa / p.groups; }
   i64 sets() const { return p.sets ? p.sets : 1; }
@@ -54,6 +62,7 @@ struct Block {
   i64 first_image(i64 chunk) const { return chunk * p.n / chunks; }
   i64 rows() const { return round_up(p.mid, kRows); }
   i64 weight1(i64 l, i64 path) const { return p.mid * (start(l) + path * width(l)); }
+  i64 weight_sfr(i64 l, i64 path) const { return p.kappa * (start(l) + path * width(l)); }
   i64 weight3(i64 l, i64 path) const { return (l * p.paths + path) * p.kappa * inputs() * p.taps; }
   // Pixels packed at a time, of `channels` channels.
   template <class A>

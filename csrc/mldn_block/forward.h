@@ -1,6 +1,6 @@
 // Forward over the batch: a layer is two sweeps, each of which also makes the statistics that the next one needs.
 #pragma once
-#include "mldn_block/layer.h"
+#include "mldn_block/third.h"
 
 namespace {
 namespace mldn {
@@ -84,34 +84,52 @@ struct Forward {
   const Outputs& out;
   Layers<T> layers;
   Second<T> second;
+  Third<T> third;
   bool batch;
   double* parts1;  // [image][path][channel][2] of the input, then of each layer's outputs
 
   Forward(const Block& block, const Inputs& in, const Outputs& o)
-      : b(block), out(o), layers(block, in, o.y), second(layers, 1), batch(block.p.batch_stats), parts1(nullptr) {}
+      : b(block),
+        out(o),
+        layers(block, in, o.y),
+        second(layers, 1),
+        third(layers, 1),
+        batch(block.p.batch_stats),
+        parts1(nullptr) {}
 
   void share(Arena& a) {
     layers.share(a);
     second.share(a);
+    third.share(a);
     parts1 = a.take<double>(b.p.n * larger(b.p.c, b.p.paths * b.p.kappa) * 2);
   }
   void own(Arena& a) {
     layers.own(a);
     second.own(a);
+    third.own(a);
   }
 
   T* mid(i64 l) const { return static_cast<T*>(out.mid) + (b.p.keep ? l : 0) * b.p.n * b.p.paths * b.p.mid * b.pixels; }
   A* stats1() const { return static_cast<A*>(out.stats1); }
   A* stats2() const { return static_cast<A*>(out.stats2); }
+  A* stats3() const { return static_cast<A*>(out.stats3); }
+  // Version 2: the second convolution's outputs.
+  T* hidden(i64 l, i64 n, i64 path) const {
+    const i64 before = b.p.layers * b.p.mid + l * b.p.kappa;
+    return static_cast<T*>(out.mid) + (before * b.p.n + n * b.p.kappa) * b.p.paths * b.pixels +
+           path * b.p.kappa * b.pixels;
+  }
 
-  // Statistics of `channels` channels of every path, from channel `first` on.
-  void merge1(i64 first, i64 channels) {
+  T* lost() const { return hidden(b.p.layers, 0, 0); }
+
+  // Statistics of `channels` channels of every path, from `first` on, `step` from path to path.
+  void merge(i64 channels, A* first, i64 step, i64 row) {
     for (i64 i = 0; i < b.p.paths * channels; ++i) {
-      const i64 at = i / channels * b.last + first + i % channels;
+      const i64 at = i / channels * step + i % channels;
       double mean, variance;
       merge_moments(parts1 + i * 2, b.p.n, b.p.paths * channels * 2, b.pixels, &mean, &variance);
-      stats1()[at] = static_cast<A>(mean);
-      stats1()[b.p.paths * b.last + at] = static_cast<A>(variance);
+      first[at] = static_cast<A>(mean);
+      first[row + at] = static_cast<A>(variance);
     }
   }
 
@@ -124,16 +142,45 @@ struct Forward {
                       layers.norm2.beta[channel + i], layers.maps, second.staged + i * layers.maps.map);
     T* const maps = layers.y + ((n * b.p.paths + to) * b.end + b.width(l) + g * b.outputs()) * b.pixels;
     second.make(l, path, g, maps);
-    if (!batch || l == b.p.layers - 1) return;
+    if (b.changes() && b.p.keep) {
+      T* const also = hidden(l, n, path) + g * b.outputs() * b.pixels;
+      for (i64 i = 0; i < b.outputs() * b.pixels; ++i) also[i] = maps[i];
+    }
+    if (!batch || (l == b.p.layers - 1 && !b.changes())) return;
     for (i64 o = 0; o < b.outputs(); ++o) {
-      double* const part = parts1 + ((n * b.p.paths + to) * b.p.kappa + g * b.outputs() + o) * 2;
+      const i64 whose = n * b.p.paths + (b.changes() ? path : to);
+      double* const part = parts1 + (whose * b.p.kappa + g * b.outputs() + o) * 2;
       moments<T>(maps + o * b.pixels, b.pixels, part, part + 1);
+    }
+  }
+
+  void reactivate(i64 l) {
+    const bool summed = batch && l + 1 < b.p.layers;
+    if (batch) {
+#pragma omp single
+      merge(b.p.kappa, stats3() + l * b.p.paths * b.p.kappa, b.p.kappa, b.outs());
+    }
+#pragma omp for schedule(static)
+    for (i64 path = 0; path < b.p.paths; ++path) {
+      third.set(l, path, batch ? stats3() : static_cast<const A*>(layers.in.running3));
+      if (summed) third.find_origin(l, path);
+    }
+#pragma omp for schedule(static)
+    for (i64 u = 0; u < layers.units(); ++u) third.unit(l, u, summed);
+    if (summed) {
+#pragma omp single
+      third.merge(l, stats3(), stats1());
     }
   }
 
   void work() {
     const i64 paths = b.p.paths, inputs = b.p.c / paths;
     second.prepare();
+    if (b.changes() && b.p.keep) {
+      third.lost = lost();
+#pragma omp for schedule(static)
+      for (i64 u = 0; u < b.p.n * paths; ++u) clear(third.lost + u * b.last * b.pixels, b.last * b.pixels);
+    }
     if (batch) {
 #pragma omp for schedule(static)
       for (i64 u = 0; u < b.p.n * b.p.c; ++u) {
@@ -141,7 +188,7 @@ struct Forward {
         moments<T>(layers.prefix(n, path) + u % inputs * b.pixels, b.pixels, parts1 + u * 2, parts1 + u * 2 + 1);
       }
 #pragma omp single
-      merge1(0, inputs);
+      merge(inputs, stats1(), b.changes() ? inputs : b.last, b.all_shared());
     }
     for (i64 l = 0; l < b.p.layers; ++l) {
 #pragma omp single
@@ -154,6 +201,7 @@ struct Forward {
         layers.pack1(l, path);
         if (batch) layers.find_origin(l, path);
         second.pack(l, path);
+        if (b.changes()) third.pack(l, path);
       }
 #pragma omp for schedule(static)
       for (i64 u = 0; u < layers.units(); ++u) layers.project(l, back_and_forth(l, u, layers.units()), mid(l), batch);
@@ -166,9 +214,11 @@ struct Forward {
       }
 #pragma omp for schedule(static)
       for (i64 u = 0; u < b.p.n * paths * b.p.groups; ++u) convolve(l, u);
-      if (batch && l + 1 < b.p.layers) {
+      if (b.changes()) {
+        reactivate(l);
+      } else if (batch && l + 1 < b.p.layers) {
 #pragma omp single
-        merge1(b.width(l), b.p.kappa);
+        merge(b.p.kappa, stats1() + b.width(l), b.last, b.all_shared());
       }
     }
   }

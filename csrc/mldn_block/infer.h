@@ -1,5 +1,5 @@
-// Evaluation without gradients: image by image through all layers, so that maps stay in cache. Norms are constants, and
-// the arithmetic is that of the forward pass.
+// Evaluation without gradients: image by image through all layers, so that maps stay in cache; fewer images than
+// threads are cut into pieces, layer by layer. Norms are constants, and the arithmetic is that of the forward pass.
 #pragma once
 #include "mldn_block/forward.h"
 
@@ -21,15 +21,8 @@ void activate_tile(i64 depth, i64 rows, i64 pitch, const Norm<A>& norm, const A*
   }
 }
 template <class A>
-using ActivateFn = void (*)(i64, i64, i64, const Norm<A>&, const A*, const A*, A*);
-template <class A>
-ActivateFn<A> activate_fn(i64 vectors) {
-  static constexpr ActivateFn<A> fn[] = {nullptr, activate_tile<A, 1>, activate_tile<A, 2>, activate_tile<A, 3>,
-#if defined(__AVX512F__)
-                                         activate_tile<A, 4>
-#endif
-  };
-  return fn[vectors];
+auto activate_fn(i64 left) {
+  return left <= kLanes<A> ? activate_tile<A, 1> : activate_tile<A, kRun<A>>;
 }
 
 template <class T>
@@ -39,26 +32,32 @@ struct Infer {
   const Block& b;
   Layers<T> layers;
   Second<T> second;
+  Third<T> third;
+  bool cut;          // an image among the threads
   i64 groups, part;  // of the first convolution: groups, each of which reads 1 / part of the inputs
   i64 block;         // outputs of a group, whole tiles
-  i64 pitch, panel;  // pixels of a map, whole vectors; pixels packed at a time
+  i64 pitch, panel;  // pixels of a map, whole tiles; pixels packed at a time
   // Shared, of all layers:
   Norm<A> norm1;  // [layer][path][group][input]
   i64* chosen;    // likewise: which channel of the path
   A* packed;      // [layer][path][group][output / kRows][input][kRows]
   Norm<A> norm2;  // [layer][path][group][block]
   // Of a thread:
-  A *inputs, *inner;  // inner: [mid][pitch]
+  A *inputs, *inner;  // inner: [mid][pitch], of one path; if cut, of all paths and shared
 
   Infer(const Block& whole, const Inputs& in, void* y)
       : b(whole),
         layers(whole, in, y),
         second(layers, whole.p.layers),
+        third(layers, whole.p.layers),
+        cut(whole.p.n < whole.p.threads),
         groups(whole.p.index_groups ? whole.p.index_groups : 1),
         part(whole.p.condense),
         block(round_up(ceil_div(whole.p.mid, groups), kRows)),
-        pitch(round_up(whole.pixels, V)),
-        panel(whole.panel<A>(groups * whole.last / part)) {}
+        pitch(round_up(whole.pixels, kSub<A>)),
+        panel(whole.panel<A>(groups * whole.last / part)) {
+    if (cut) panel = smaller(panel, round_up(ceil_div(whole.pixels, whole.p.threads), kSub<A>));
+  }
 
   i64 depth(i64 l) const { return b.width(l) / part; }
   // Inputs of all groups before layer l and path.
@@ -70,11 +69,14 @@ struct Infer {
     packed = a.take<A>(columns() * block);
     norm2.take(a, b.p.layers * b.p.paths * groups * block);
     second.share(a);
+    third.share(a);
+    if (cut) inner = a.take<A>(b.p.paths * b.p.mid * pitch);
   }
   void own(Arena& a) {
     second.own(a);
+    third.own(a);
     inputs = a.take<A>(panel * groups * depth(b.p.layers - 1));
-    inner = a.take<A>(b.p.mid * pitch);
+    if (!cut) inner = a.take<A>(b.p.mid * pitch);
   }
 
   void pack(i64 l, i64 path) {
@@ -107,49 +109,80 @@ struct Infer {
           }
       }
     second.pack(l, path);
+    if (!b.changes()) return;
+    third.pack(l, path);
+    third.set(l, path, static_cast<const A*>(layers.in.running3));
   }
 
-  void first(i64 l, i64 path, i64 n) {
+  i64 panels() const { return ceil_div(b.pixels, panel); }
+  // Panels [begin, end) of a path's first convolution, activated, to `maps`.
+  void first(i64 l, i64 path, i64 n, i64 begin, i64 end, A* maps) {
     const i64 channels = groups * depth(l), least = column(l, path);
     const i64* const index = layers.in.index ? chosen + least : nullptr;
-    for (i64 from = 0; from < b.pixels; from += panel) {
+    for (i64 from = begin * panel; from < smaller(end * panel, b.pixels); from += panel) {
       const i64 count = smaller(panel, b.pixels - from);
       pack_active<T, false>(layers.prefix(n, path) + from, b.pixels, index, channels, count, norm1.from(least), {}, 0,
                             inputs);
       for (i64 i = 0; i < count; i += kSub<A>) {
-        const i64 vectors = ceil_div(smaller(kSub<A>, count - i), V);
         for (i64 g = 0; g < groups; ++g)
           for (i64 q = 0; q < block && q * groups + g < b.p.mid; q += kRows)
-            activate_fn<A>(vectors)(depth(l), ceil_div(b.p.mid - g - q * groups, groups), groups * pitch,
-                                    norm2.from(((l * b.p.paths + path) * groups + g) * block + q),
-                                    packed + least * block + (g * block + q) * depth(l),
-                                    inputs + i * channels + g * depth(l) * kSub<A>,
-                                    inner + (q * groups + g) * pitch + from + i);
+            activate_fn<A>(count - i)(depth(l), ceil_div(b.p.mid - g - q * groups, groups), groups * pitch,
+                                      norm2.from(((l * b.p.paths + path) * groups + g) * block + q),
+                                      packed + least * block + (g * block + q) * depth(l),
+                                      inputs + i * channels + g * depth(l) * kSub<A>,
+                                      maps + (q * groups + g) * pitch + from + i);
       }
     }
   }
 
-  void image(i64 n) {
+  void convolve(i64 l, i64 path, i64 n, i64 g, const A* active) {
     const Maps<A>& maps = layers.maps;
-    for (i64 l = 0; l < b.p.layers; ++l)
+    for (i64 i = 0; i < b.inputs(); ++i)
+      for (i64 r = 0; r < maps.h; ++r)
+        rsdc::read_line<A>(second.staged + i * maps.map + maps.origin() + r * maps.pitch,
+                           active + (g * b.inputs() + i) * pitch + r * maps.w, 1, maps.w);
+    second.make(l, path, g, layers.prefix(n, b.partner(l, path)) + (b.width(l) + g * b.outputs()) * b.pixels);
+  }
+
+  void image(i64 n) {
+    for (i64 l = 0; l < b.p.layers; ++l) {
       for (i64 path = 0; path < b.p.paths; ++path) {
-        first(l, path, n);
-        for (i64 g = 0; g < b.p.groups; ++g) {
-          for (i64 i = 0; i < b.inputs(); ++i)
-            for (i64 r = 0; r < maps.h; ++r)
-              rsdc::read_line<A>(second.staged + i * maps.map + maps.origin() + r * maps.pitch,
-                                 inner + (g * b.inputs() + i) * pitch + r * maps.w, 1, maps.w);
-          second.make(
-              l, path, g,
-              layers.y + ((n * b.p.paths + b.partner(l, path)) * b.end + b.width(l) + g * b.outputs()) * b.pixels);
-        }
+        first(l, path, n, 0, panels(), inner);
+        for (i64 g = 0; g < b.p.groups; ++g) convolve(l, path, n, g, inner);
       }
+      for (i64 path = 0; b.changes() && path < b.p.paths; ++path)
+        for (i64 s = 0; s < layers.segments; ++s) third.unit(l, (path * b.p.n + n) * layers.segments + s, false);
+    }
+  }
+  // The same, by all threads together.
+  void cut_image(i64 n) {
+    for (i64 l = 0; l < b.p.layers; ++l) {
+#pragma omp for schedule(static)
+      for (i64 u = 0; u < b.p.paths * panels(); ++u) {
+        const i64 path = u / panels(), at = u % panels();
+        first(l, path, n, at, at + 1, inner + path * b.p.mid * pitch);
+      }
+#pragma omp for schedule(static)
+      for (i64 u = 0; u < b.p.paths * b.p.groups; ++u) {
+        const i64 path = u / b.p.groups;
+        convolve(l, path, n, u % b.p.groups, inner + path * b.p.mid * pitch);
+      }
+      if (b.changes()) {
+#pragma omp for schedule(static)
+        for (i64 u = 0; u < b.p.paths * layers.segments; ++u)
+          third.unit(l, (u / layers.segments * b.p.n + n) * layers.segments + u % layers.segments, false);
+      }
+    }
   }
 
   void work() {
     second.prepare();
 #pragma omp for schedule(static)
     for (i64 i = 0; i < b.p.layers * b.p.paths; ++i) pack(i / b.p.paths, i % b.p.paths);
+    if (cut) {
+      for (i64 n = 0; n < b.p.n; ++n) cut_image(n);
+      return;
+    }
 #pragma omp for schedule(static)
     for (i64 n = 0; n < b.p.n; ++n) image(n);
   }

@@ -45,12 +45,12 @@ struct Layers {
   const A* affine1(i64 row) const { return static_cast<const A*>(in.affine1) + row * b.columns(); }
   const A* affine2(i64 row) const { return static_cast<const A*>(in.affine2) + row * b.mids(); }
 
-  // stats: of the batch, a column for each channel of the buffer that is read; else each layer's own, running.
+  // stats: of the batch, as Block says; else each layer's own, running.
   void set_norm1(i64 l, const A* stats, bool batch) {
     for (i64 path = 0; path < b.p.paths; ++path)
       for (i64 j = 0; j < b.width(l); ++j) {
         const i64 i = path * b.width(l) + j, column = b.start(l) + i;
-        const i64 from = batch ? path * b.last + j : column, row = batch ? b.p.paths * b.last : b.columns();
+        const i64 from = batch ? b.shared(l, path) + j : column, row = batch ? b.all_shared() : b.columns();
         norm1.set(i, affine1(0)[column], affine1(1)[column], stats[from], stats[row + from], b.p.eps);
       }
   }
@@ -68,7 +68,7 @@ struct Layers {
   const i64* cells(i64 l, i64 path) const {
     return b.p.sets ? in.cells + (l * b.p.paths + path) * b.p.sets * b.p.taps : nullptr;
   }
-  const T* prefix(i64 n, i64 path) const { return y + (n * b.p.paths + path) * b.end * b.pixels; }
+  T* prefix(i64 n, i64 path) const { return y + (n * b.p.paths + path) * b.end * b.pixels; }
 
   // The first convolution's outputs at a few places: near their means, whatever those are.
   void find_origin(i64 l, i64 path) {
@@ -96,12 +96,12 @@ struct Layers {
     if (summed) clear(sums, b.rows() * 2 * V);
     T* const to = mid + (n * b.p.paths + path) * b.p.mid * b.pixels + first;
     for (i64 i = 0; i < count; i += kSub<A>) {
-      const i64 left = smaller(kSub<A>, count - i), vectors = ceil_div(left, V), tail = left - (vectors - 1) * V;
+      const i64 left = smaller(kSub<A>, count - i);
       for (i64 o = 0; o < b.p.mid; o += kRows) {
-        const Project<T> tile{width, b.p.mid - o, b.pixels, summed ? origin + path * b.p.mid + o : nullptr,
-                              sums + o * 2 * V};
-        project_fn<T>(vectors)(tile, packed1 + (path * b.rows() + o) * width, inputs + i * width, to + o * b.pixels + i,
-                               tail);
+        const Project<T> tile{
+            width, b.p.mid - o, b.pixels, summed ? origin + path * b.p.mid + o : nullptr, sums + o * 2 * V, false};
+        project_fn<T>(left)(tile, packed1 + (path * b.rows() + o) * width, inputs + i * width, to + o * b.pixels + i,
+                            left);
       }
     }
     if (!summed) return;

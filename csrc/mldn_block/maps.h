@@ -45,11 +45,35 @@ void make_terms(const Block& b, const Maps<A>& maps, const i64* cells, bool back
   }
 }
 
+// Vectors of pixels of a tile of so many outputs.
 template <class A>
-void convolve(i64 outputs, const rsdc::SparseTile<A>& tile, const A* x, A* out, i64 vectors) {
-  for (i64 tiles = ceil_div(vectors, rsdc::kRun[outputs]); tiles > 0; --tiles) {
+constexpr int kLine(int outputs) {
+  return sizeof(A) == 8 ? 2 : rsdc::kRun[outputs];
+}
+template <class A, int R, int P>
+constexpr rsdc::SparseFn<A> line_tile() {
+  if constexpr (P <= kLine<A>(R))
+    return rsdc::sparse_tile<A, R, P>;
+  else
+    return nullptr;
+}
+template <class A>
+rsdc::SparseFn<A> line_fn(i64 outputs, i64 vectors) {
+#define LK_T(r)                                                                                      \
+  {                                                                                                  \
+    nullptr, line_tile<A, r, 1>(), line_tile<A, r, 2>(), line_tile<A, r, 3>(), line_tile<A, r, 4>(), \
+        line_tile<A, r, 5>(), line_tile<A, r, 6>(), line_tile<A, r, 7>(), line_tile<A, r, 8>()       \
+  }
+  static constexpr rsdc::SparseFn<A> fn[3][9] = {LK_T(1), LK_T(2), LK_T(4)};
+#undef LK_T
+  return fn[outputs / 2][vectors];
+}
+
+template <class A>
+void convolve(int outputs, const rsdc::SparseTile<A>& tile, const A* x, A* out, i64 vectors) {
+  for (i64 tiles = ceil_div(vectors, kLine<A>(outputs)); tiles > 0; --tiles) {
     const i64 n = ceil_div(vectors, tiles);
-    rsdc::sparse_fn<A>(outputs, n)(tile, x, out);
+    line_fn<A>(outputs, n)(tile, x, out);
     x += n * kLanes<A>;
     out += n * kLanes<A>;
     vectors -= n;
@@ -57,19 +81,7 @@ void convolve(i64 outputs, const rsdc::SparseTile<A>& tile, const A* x, A* out, 
 }
 
 // How many outputs with the same taps are made together.
-inline i64 together(i64 outputs) { return outputs >= 4 ? 4 : outputs >= 2 ? 2 : 1; }
-
-template <class A>
-LK_INLINE void store_line(A* to, Vec<A> v, i64 n) {
-  if (n >= kLanes<A>)
-    vstore(to, v);
-  else
-    vstore(to, v, static_cast<int>(n));
-}
-template <class T>
-LK_INLINE Vec<Acc<T>> load_line(const T* from, i64 n) {
-  return n >= kLanes<Acc<T>> ? vload(from) : vload(from, static_cast<int>(n));
-}
+inline int together(i64 outputs) { return outputs >= 4 ? 4 : outputs >= 2 ? 2 : 1; }
 
 // relu((z - mean) * scale + beta) of one map into a staged one.
 template <class T>

@@ -59,7 +59,7 @@ void pack_active(const T* image, i64 plane, const i64* index, i64 channels, i64 
     i64 i = 0;
     for (; i + S <= n; i += S, row += channels * S)
 #pragma GCC unroll 4
-      for (int v = 0; v < kRun; ++v)
+      for (int v = 0; v < kRun<A>; ++v)
         vstore(row + v * V,
                active<Drops, A>(vload(from + i + v * V), mean, scale, beta, factor, pixel + i + v * V, key, least));
     for (i64 v = 0; i < n; i += V, v += V) {
@@ -105,11 +105,12 @@ struct Project {
   i64 plane;
   const A* origin;  // a value of each output near its mean, which sums are taken about; null: no sums
   A* sums;          // [output][2][lanes]
+  bool adds;        // to what is there
 };
 
-// P vectors of pixels, `tail` lanes of the last.
+// P vectors of pixels, of which `left` pixels exist.
 template <class T, int P>
-void project_tile(const Project<T>& t, const Acc<T>* w, const Acc<T>* a, T* z, i64 tail) {
+void project_tile(const Project<T>& t, const Acc<T>* w, const Acc<T>* a, T* z, i64 left) {
   using A = Acc<T>;
   constexpr int V = kLanes<A>;
   Vec<A> acc[kRows][P] = {};
@@ -118,12 +119,12 @@ void project_tile(const Project<T>& t, const Acc<T>* w, const Acc<T>* a, T* z, i
   for (int r = 0; r < kRows; ++r) {
     if (r >= t.rows) return;
     T* const to = z + r * t.plane;
+    if (t.adds) {
 #pragma GCC unroll 4
-    for (int v = 0; v < P - 1; ++v) vstore(to + v * V, acc[r][v]);
-    if (tail == V)
-      vstore(to + (P - 1) * V, acc[r][P - 1]);
-    else
-      vstore(to + (P - 1) * V, acc[r][P - 1], static_cast<int>(tail));
+      for (int v = 0; v < P; ++v) acc[r][v] += load_line(to + v * V, left - v * V);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < P; ++v) store_line<T>(to + v * V, acc[r][v], left - v * V);
     if (!t.origin) continue;
     A* const total = t.sums + r * 2 * V;
     Vec<A> s = vload(total), q = vload(total + V);
@@ -131,7 +132,7 @@ void project_tile(const Project<T>& t, const Acc<T>* w, const Acc<T>* a, T* z, i
 #pragma GCC unroll 4
     for (int v = 0; v < P; ++v) {
       Vec<A> d = acc[r][v] - origin;
-      if (v == P - 1 && tail != V) d = head<A>(d, tail);
+      if (left < (v + 1) * V) d = head<A>(d, left - v * V);
       s += d;
       q = vfma(d, d, q);
     }
@@ -140,16 +141,10 @@ void project_tile(const Project<T>& t, const Acc<T>* w, const Acc<T>* a, T* z, i
   }
 }
 
+// A tile is one vector wide or as wide as can be: few ends of maps are worth a width of their own.
 template <class T>
-using ProjectFn = void (*)(const Project<T>&, const Acc<T>*, const Acc<T>*, T*, i64);
-template <class T>
-ProjectFn<T> project_fn(i64 vectors) {
-  static constexpr ProjectFn<T> fn[] = {nullptr, project_tile<T, 1>, project_tile<T, 2>, project_tile<T, 3>,
-#if defined(__AVX512F__)
-                                        project_tile<T, 4>
-#endif
-  };
-  return fn[vectors];
+auto project_fn(i64 left) {
+  return left <= kLanes<Acc<T>> ? project_tile<T, 1> : project_tile<T, kRun<Acc<T>>>;
 }
 
 // sums[4 x Q] of products of rows of two panels: total[r * pitch + q] += sum over pixels of g[r] * x[q].
@@ -157,7 +152,7 @@ template <class A>
 constexpr int kSumWide = kLanes<A> >= 8 ? kLanes<A> / 4 : 2;
 
 struct SubPanel {
-  i64 image, pixel, vectors, tail;  // tail: lanes of the last vector
+  i64 image, pixel, count;  // count: pixels
 };
 
 template <class A>
@@ -166,7 +161,7 @@ void sum_tile(const SubPanel* subs, i64 n, const A* g, i64 g_rows, const A* x, i
   constexpr int V = kLanes<A>, Q = kSumWide<A>;
   Vec<A> acc[kRows][Q] = {};
   for (i64 s = 0; s < n; ++s, g += g_rows * kSub<A>, x += x_rows * kSub<A>)
-    for (i64 v = 0; v < subs[s].vectors; ++v) {
+    for (i64 v = 0; v * V < subs[s].count; ++v) {
       Vec<A> b[Q];
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) {

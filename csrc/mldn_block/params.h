@@ -12,6 +12,7 @@ struct Params {
   i64 kernel, taps, sets;                 // its window and chosen cells; sets of one path (0: every cell, in order)
   i64 index_groups, condense;             // condensed first convolution; index_groups 0: not condensed
   i64 batch_stats, keep;                  // keep: the first convolution's outputs of all layers are saved
+  i64 version;                            // 2: a third norm, ReLU and 1x1 add a path's new channels to what it has
   double eps;
   std::uint32_t threshold;  // of the dropout; 0: none
   double factor;            // of kept values
@@ -22,22 +23,26 @@ struct Params {
 
 // acc: float, or double for double.
 struct Inputs {
-  const void *weight1, *weight3, *bias3;                // elements
-  const void *affine1, *affine2, *running1, *running2;  // acc, [2, ...]
+  const void *weight1, *weight3, *bias3, *weight_sfr;                        // elements
+  const void *affine1, *affine2, *affine3, *running1, *running2, *running3;  // acc, [2, ...]
   const i64 *cells, *index;
   std::uint64_t seed;
 };
 
 struct Outputs {
-  void *y, *mid;          // elements; mid: all layers, or room for one where it is not kept
-  void *stats1, *stats2;  // acc, [2, ...]
+  void *y, *mid;  // elements; mid: all layers, or room for one where it is not kept; then, if kept in version 2, the
+                  // second convolutions' outputs, and [n, paths, width of the last layer, h, w] lost to rounding
+  void *stats1, *stats2, *stats3;  // acc, [2, ...]
 };
 
 struct Gradients {
-  const void* g;                        // elements, like y
-  void *buffer, *inner;                 // acc: [n, paths, width of the last layer, h, w] and [n, paths, mid, h, w]
-  void *x, *weight1, *weight3, *bias3;  // elements
-  void *affine1, *affine2;              // acc
+  const void* g;  // elements, like y
+  // acc: [n, paths, width of the last layer, h, w] (version 2: like y, with the values of g) and [n, paths, mid, h, w]
+  void *buffer, *inner;
+  void* third;                                       // version 2: acc, [n, paths, kappa, h, w]
+  void *state, *lost;                                // version 2: elements, copies of y and of what it lost to rounding
+  void *x, *weight1, *weight3, *bias3, *weight_sfr;  // elements
+  void *affine1, *affine2, *affine3;                 // acc
 };
 
 struct Table {

@@ -60,6 +60,19 @@ LK_INLINE Vec<A> head(Vec<A> v, i64 n) {
   return choose<A>(index < every(static_cast<A>(n)), v);
 }
 
+// What exists of a vector of which n elements are left in its line.
+template <class T>
+LK_INLINE void store_line(T* to, Vec<Acc<T>> v, i64 n) {
+  if (n >= kLanes<Acc<T>>)
+    vstore(to, v);
+  else if (n > 0)
+    vstore(to, v, static_cast<int>(n));
+}
+template <class T>
+LK_INLINE Vec<Acc<T>> load_line(const T* from, i64 n) {
+  return n >= kLanes<Acc<T>> ? vload(from) : n > 0 ? vload(from, static_cast<int>(n)) : Vec<Acc<T>>{};
+}
+
 // Which pixels of a channel are kept: mix(pixel ^ key) >= threshold.
 LK_INLINE std::uint32_t mixed(std::uint32_t v) {
   v ^= v >> 16;

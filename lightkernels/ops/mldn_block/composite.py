@@ -118,6 +118,7 @@ def fwd(spec: Spec, t: Inputs) -> Outputs:
     if spec.batch_stats and spec.version == 1:
         shared[:, :, : spec.widths[0]] = moments(t.x.to(spec.acc_dtype)).view(2, spec.paths, -1)
     middle: list[Tensor] = []
+    news: list[Tensor] = []
     for layer in range(spec.layers):
         own = Layer(spec, t, layer)
         if not spec.batch_stats:
@@ -145,7 +146,8 @@ def fwd(spec: Spec, t: Inputs) -> Outputs:
             fresh = moments(new.flatten(1, 2).to(spec.acc_dtype)).view(2, spec.paths, -1)
             shared[:, :, own.width : own.width + spec.kappa] = fresh
         middle.append(z)
-    return Outputs(y, stats[0], stats[1], stats[2], reference.flat_mid(spec, middle, y))
+        news.append(h)
+    return Outputs(y, stats[0], stats[1], stats[2], reference.flat_mid(spec, middle, news, y))
 
 
 def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor | None, ...]:

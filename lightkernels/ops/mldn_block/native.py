@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +26,6 @@ def why_not(spec: Spec) -> str | None:
         return reason
     if spec.dtype not in _DTYPES:
         return f"dtype {spec.dtype} is not supported"
-    if spec.version == 2:
-        return "version 2 has no native kernel: its channels change from layer to layer"
     return None
 
 
@@ -37,19 +36,19 @@ def copies(spec: Spec) -> str | None:
     return None
 
 
-def _plan(spec: Spec) -> Any:
-    plan = spec.cache.get("native")
+def _plan(spec: Spec, keep: bool) -> Any:
+    plan = spec.cache.get(("native", keep))
     if plan is None:
         module, reason = native.load("_C", "MldnBlockPlan")
         if module is None:
             raise RuntimeError(reason)
         head = [spec.n, spec.c, spec.h, spec.w, spec.layers, spec.paths, spec.kappa, spec.mid, spec.groups]
         head += [spec.kernel_size, spec.taps, spec.sets, spec.index_groups, spec.condense_factor]
-        head += [int(spec.batch_stats), int(spec.keep), _DTYPES[spec.dtype]]
+        head += [int(spec.batch_stats), int(keep), spec.version, _DTYPES[spec.dtype]]
         table = [to for layer in spec.table() for to in layer]
         threshold = spec.threshold if spec.dropout > 0 else 0
         plan = module.MldnBlockPlan(head, spec.eps, threshold, 1 / (1 - spec.dropout), table)
-        spec.cache["native"] = plan
+        spec.cache["native", keep] = plan
     return plan
 
 
@@ -63,8 +62,8 @@ def _dense(t: Inputs) -> Inputs:
 
 
 def _inputs(t: Inputs) -> list[int]:
-    rest = (t.weight1, t.weight3, t.bias3, t.affine1, t.affine2, t.running1, t.running2, t.taps, t.index)
-    return [_address(one) for one in rest]
+    norms = (t.affine1, t.affine2, t.affine3, t.running1, t.running2, t.running3)
+    return [_address(one) for one in (t.weight1, t.weight3, t.bias3, t.weight_sfr, *norms, t.taps, t.index)]
 
 
 def _seed(t: Inputs) -> int:
@@ -99,8 +98,8 @@ def fwd(spec: Spec, t: Inputs) -> Outputs:
     mid = _maps(spec, spec.mid_shape)
     if not spec.empty:
         inner = mid if spec.keep else _maps(spec, _one_layer(spec))
-        out = [y.data_ptr(), inner.data_ptr(), stats[0].data_ptr(), stats[1].data_ptr()]
-        _plan(spec).fwd(_inputs(t), _seed(t), out, torch.get_num_threads())
+        out = [_address(one) for one in (y, inner, *stats)]
+        _plan(spec, spec.keep).fwd(_inputs(t), _seed(t), out, torch.get_num_threads())
     return Outputs(_as_layout(y, spec), stats[0], stats[1], stats[2], mid)
 
 
@@ -109,23 +108,35 @@ def infer(spec: Spec, t: Inputs) -> Tensor:
         return fwd(spec, t).y
     t, y = _dense(t), _buffer(spec, t)
     if not spec.empty:
-        _plan(spec).infer(_inputs(t), y.data_ptr(), torch.get_num_threads())
+        _plan(spec, False).infer(_inputs(t), y.data_ptr(), torch.get_num_threads())
     return _as_layout(y, spec)
 
 
 def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor | None, ...]:
     gx = _maps(spec, spec.x_shape)
-    given = (t.weight1, t.weight3, t.affine1, t.affine2, t.bias3)
-    grads = [None if one is None else torch.empty_like(one) for one in given]
+    names = ("weight1", "weight3", "affine1", "affine2", "bias3", "weight_sfr", "affine3")
+    given = [getattr(t, name) for name in names]
+    grads = {n: None if one is None else torch.empty_like(one) for n, one in zip(names, given, strict=True)}
     if spec.empty:
-        return (_as_layout(gx, spec), *(None if one is None else one.zero_() for one in grads), None, None)
+        return (_as_layout(gx, spec), *(None if one is None else one.zero_() for one in grads.values()))
     g, y, t = g.contiguous(), out.y.contiguous(), _dense(t)
-    read = spec.paths * spec.widths[-2]
-    buffer = torch.empty((spec.n, read, spec.h, spec.w), dtype=spec.acc_dtype)
     inner = torch.empty(_one_layer(spec), dtype=spec.acc_dtype)
-    mid = out.mid if spec.keep else _maps(spec, _one_layer(spec))
-    w1, w3, a1, a2, b3 = (_address(one) for one in grads)
-    addresses = [g.data_ptr(), buffer.data_ptr(), inner.data_ptr(), gx.data_ptr(), w1, w3, b3, a1, a2]
-    outputs = [y.data_ptr(), mid.data_ptr(), out.stats1.data_ptr(), out.stats2.data_ptr()]
-    _plan(spec).bwd(_inputs(t), _seed(t), outputs, addresses, torch.get_num_threads())
-    return (_as_layout(gx, spec), *grads, None, None)
+    state = lost = third = None
+    keep = spec.keep
+    if spec.version == 1:
+        buffer = torch.empty((spec.n, spec.paths * spec.widths[-2], spec.h, spec.w), dtype=spec.acc_dtype)
+        mid = out.mid if keep else _maps(spec, _one_layer(spec))
+    else:
+        # What each layer read is found from the output by taking back what later layers added, with values that have
+        # to be those that were added: they are kept, or the forward runs again.
+        if not keep:
+            spec, keep = replace(spec, keep=True), True
+            out = fwd(spec, t)
+        buffer, state, mid = g.to(spec.acc_dtype, copy=True), y.clone(), out.mid
+        lost = mid[mid.numel() - spec.n * spec.paths * spec.widths[-2] * spec.h * spec.w :].clone()
+        third = torch.empty((spec.n, spec.growth, spec.h, spec.w), dtype=spec.acc_dtype)
+    order = ("weight1", "weight3", "bias3", "weight_sfr", "affine1", "affine2", "affine3")
+    addresses = [_address(one) for one in (g, buffer, inner, third, state, lost, gx, *(grads[name] for name in order))]
+    outputs = [_address(one) for one in (y, mid, out.stats1, out.stats2, out.stats3)]
+    _plan(spec, keep).bwd(_inputs(t), _seed(t), outputs, addresses, torch.get_num_threads())
+    return (_as_layout(gx, spec), *grads.values())

@@ -128,6 +128,7 @@ def run(spec: Spec, t: Inputs) -> Outputs:
     """All outputs; y is differentiable, the others are not."""
     stats: tuple[list[Tensor], ...] = ([], [], [])
     mids: list[Tensor] = []
+    news: list[Tensor] = []
     x = t.x
     for layer in paths_of(spec, t):
         pieces = x.chunk(spec.paths, 1)
@@ -149,20 +150,24 @@ def run(spec: Spec, t: Inputs) -> Outputs:
         elif last:
             stats[0][:] = last
         mids.append(torch.cat(middle, 1).detach())
+        news.append(torch.cat(hidden, 1).detach())
         destination = spec.destination(layer[0].layer)
         source = [destination.index(p) for p in range(spec.paths)]
         x = torch.cat([torch.cat([piece, hidden[source[p]]], 1) for p, piece in enumerate(pieces)], 1)
     y = x
     empty = y.detach().new_zeros((2, 0), dtype=spec.acc_dtype)
     one, two, three = (torch.cat(s, 1).detach() if s else empty.clone() for s in stats)
-    return Outputs(y, one, two, three, flat_mid(spec, mids, y))
+    return Outputs(y, one, two, three, flat_mid(spec, mids, news, y))
 
 
-def flat_mid(spec: Spec, mids: list[Tensor], y: Tensor) -> Tensor:
+def flat_mid(spec: Spec, mids: list[Tensor], news: list[Tensor], y: Tensor) -> Tensor:
     if not spec.keep:
         return y.detach().new_zeros(0)
     order = (0, 2, 3, 1) if spec.layout == "nhwc" else (0, 1, 2, 3)
-    return torch.cat([t.permute(order).reshape(-1) for t in mids])
+    parts = [t.permute(order).reshape(-1) for t in (mids if spec.version == 1 else mids + news)]
+    if spec.version == 2:
+        parts.append(y.detach().new_zeros(spec.n * spec.paths * spec.widths[-2] * spec.h * spec.w))
+    return torch.cat(parts)
 
 
 def restore(spec: Spec, y: Tensor) -> Tensor:

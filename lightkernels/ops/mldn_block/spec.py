@@ -48,7 +48,8 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """y; batch statistics (mean and biased variance), empty where running ones came; the 1x1's outputs, if kept."""
+    """y; batch statistics (mean and biased variance), empty where running ones came; and, if
+    kept, what ``Spec.mid_shape`` says."""
 
     y: Tensor
     stats1: Tensor
@@ -286,7 +287,12 @@ class Spec:
 
     @property
     def mid_shape(self) -> tuple[int]:
-        return (self.layers * self.n * self.paths * self.mid * self.h * self.w if self.keep else 0,)
+        """The 1x1's outputs; in version 2, whose output has other values of them, the 3x3's too, and what the channels
+        that a layer reads lost to rounding when they were added to."""
+        channels = self.layers * self.mid
+        if self.version == 2:
+            channels += self.layers * self.kappa + self.widths[-2]
+        return (self.n * self.paths * channels * self.h * self.w if self.keep else 0,)
 
     # What the machinery asks.
 

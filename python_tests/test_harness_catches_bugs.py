@@ -1,8 +1,10 @@
 """Wrong kernels and wrong machinery must turn the generated checks red, each the kinds that are there to see it."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch.autograd.gradcheck import GradcheckError
 
 from checks import compiled, derivatives, memory, parity, runtime, transforms
@@ -75,3 +77,57 @@ def test_right_kernel_is_green(package, name):
             for dtype in kind.dtypes:
                 for layout in kind.layouts:
                     kind.check(target, case, dtype, layout, 1)
+
+
+def _fused(right, forward=None, backward=None):
+    """A backend of a fused operator whose results are spoilt in place."""
+
+    def fwd(spec, t):
+        out = right.fwd(spec, t)
+        if forward is not None and out[0].numel():
+            forward(out[0])
+        return out
+
+    def bwd(spec, g, t, out):
+        grads = right.bwd(spec, g, t, out)
+        if backward is not None:
+            backward(grads)
+        return grads
+
+    return SimpleNamespace(why_not=lambda spec: None, fwd=fwd, bwd=bwd)
+
+
+def _scaled(i, by):
+    def spoil(grads):
+        if grads[i] is not None:
+            grads[i].flatten()[: 1 + grads[i].numel() // 2].mul_(1 + by)
+
+    return spoil
+
+
+def _mean_added(grads):
+    grads[0].add_(grads[0].std() / 2**12)
+
+
+FUSED = {
+    "output": ((lambda y: y[:, -1].mul_(1 + 2**-14)), None),
+    "last_pixel": ((lambda y: y[..., -1:, -1:].mul_(1 + 2**-12)), None),
+    "mean": (None, _mean_added),
+    **{f"gradient_{i}": (None, _scaled(i, 2**-12)) for i in range(8)},
+}
+
+
+@pytest.mark.parametrize("spoilt", [None, *FUSED])
+def test_wrong_dense_block(spoilt, caught):
+    """In float32, of which the bound is the widest but for 16 bit."""
+    target = Target("lightkernels.ops.mldn_block", "torch")
+    right = target.op.backends["torch"].module
+    with planted(target, _fused(right, *FUSED.get(spoilt, (None, None)))):
+        reds = []
+        for name in ("two_paths", "second", "rsdc"):
+            try:
+                parity.outputs_and_gradients(target, target.case(name), torch.float32, "nchw", 7)
+            except AssertionError as error:
+                reds.append(f"{name}: {error}")
+    assert bool(reds) == (spoilt is not None), reds
+    caught.append(f"{spoilt} ({len(reds)} of 3)")

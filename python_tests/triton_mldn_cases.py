@@ -122,6 +122,9 @@ def run(
         assert ours.shape == right.shape and ours.dtype == other.dtype, what
         if what == "y":
             assert ours.stride() == spec.y_stride
+        if what == "mid":  # of version 2 the 1x1's results alone: its backward is not by kernels
+            first = spec.layers * spec.n * spec.paths * spec.mid * spec.h * spec.w
+            ours, right, other = ours[:first], right[:first], other[:first]
         limit = bound(dtype, right, other)
         if what.startswith("stats") and right.numel():  # of values that were rounded: means lose what their sums do
             limit = max(limit, 8 * bound(dtype, torch.ones(1), torch.ones(1)) * rms(right))

@@ -97,6 +97,19 @@ def test_the_second_oracle_agrees_on_real_numbers(backend, dtype):
             assert_accurate(rsdc2d(*sample.args, **sample.kwargs, backend=backend), truth, same.to(dtype), case.name, 2)
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_depthwise_planes_that_bypass_the_caches(first):
+    """More than a megabyte of outputs, planes that end within a cache line, tensors that begin within one."""
+    shape = (2, 67, 45, 47)
+    x = torch.randint(-8, 9, (2 * 67 * 45 * 47 + first,)).float()[first:].view(shape).requires_grad_()
+    weight, taps = torch.randint(-8, 9, (67, 1, 9)).float(), sets.draw(67, 9, 5)
+    g, bias = torch.randint(-8, 9, shape).float(), torch.randint(-8, 9, (67,)).float()
+    y = rsdc2d(x, weight, taps, bias, kernel_size=5, groups=67)
+    truth = second_oracle(x, weight, taps, bias, 5, (1, 1), "same", (1, 1), 67)
+    assert torch.equal(y, truth)
+    assert torch.equal(*(torch.autograd.grad(out, x, g)[0] for out in (y, truth)))
+
+
 @pytest.mark.parametrize("scope", [1, 2, 4])
 def test_a_batch_of_tap_sets(scope):
     """vmap over the taps, alone, with the weights, and under a gradient; an ensemble of models has its own sets."""

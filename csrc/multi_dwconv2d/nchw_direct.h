@@ -1,6 +1,7 @@
 // NCHW forward and input gradient of one kernel at stride 1: rows are read where they are, masked at the borders, and
 // outputs leave in order, line by line.
 #pragma once
+#include "lk/lines.h"
 #include "multi_dwconv2d/nchw_cut.h"
 
 namespace {
@@ -37,38 +38,6 @@ LK_HOT V get_some(const float* p, Mask m) {
 #endif
 
 constexpr i64 kPastDirect = 1 << 20;  // outputs from this size on bypass the caches
-
-// Outputs of a thread on their way to memory: buffer[0] belongs to the line that `to` begins.
-struct Lines {
-  static constexpr i64 kLine = 16, kFull = 64;
-  float *buffer, *to;
-  i64 skip;   // elements of the first line that are somebody else's
-  bool past;  // the caches
-
-  void put_plain(i64 from, i64 n) { __builtin_memcpy(to + from, buffer + from, static_cast<std::size_t>(n) * 4); }
-  // The first n elements are final; returns how many left.
-  i64 flush(i64 n) {
-    const i64 lines = n / kLine * kLine;
-    i64 i = 0;
-    if (skip && lines) {
-      put_plain(skip, kLine - skip);
-      skip = 0;
-      i = kLine;
-    }
-    if (past)
-      for (; i < lines; i += kLanes<float>) vstream(to + i, get<Vec<float>>(buffer + i));
-    else
-      for (; i < lines; i += kLanes<float>) put(to + i, get<Vec<float>>(buffer + i));
-    if (lines) __builtin_memcpy(buffer, buffer + lines, static_cast<std::size_t>(n - lines) * 4);
-    to += lines;
-    return lines;
-  }
-  void finish(i64 n) {
-    flush(n);
-    const i64 rest = n % kLine;
-    if (rest > skip) put_plain(skip, rest - skip);
-  }
-};
 
 #if defined(__AVX2__)
 // TH rows of a plane; above them and below them lie so many more rows of the map.

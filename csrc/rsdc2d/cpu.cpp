@@ -2,6 +2,7 @@
 #include "rsdc2d/dense.h"
 #include "rsdc2d/dense_grad.h"
 #include "rsdc2d/depthwise.h"
+#include "rsdc2d/planes.h"
 #include "rsdc2d/sparse_grad.h"
 
 namespace {
@@ -23,6 +24,7 @@ template <class T>
 int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
   if (is_depthwise(p)) return depthwise_fwd<T>(p, x, w, bias, y);
   if (mostly_zeros(p, false)) return generic_fwd<T>(p, x, w, bias, y);
+  if (in_planes(p)) return planes_conv<T>(p, false, x, w, bias, y);
   if (!dense(p, group_out(p), group_in(p) * p.taps)) return sparse_conv<T>(p, false, x, w, bias, y);
   if (whole_window(p, kPairs<T> && has_pairs() ? 20 : 42)) {
     Window<T> window(p);
@@ -36,6 +38,7 @@ template <class T>
 int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
   if (is_depthwise(p)) return depthwise_bwd_x<T>(p, g, w, gx);
   if (mostly_zeros(p, true)) return generic_bwd_x<T>(p, g, w, gx);
+  if (in_planes(p)) return planes_conv<T>(p, true, g, w, nullptr, gx);
   if (dense(p, group_in(p), group_out(p) * p.taps)) return dense_conv<T>(p, true, g, w, nullptr, gx);
   return sparse_conv<T>(p, true, g, w, nullptr, gx);
 }

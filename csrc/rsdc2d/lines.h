@@ -86,6 +86,13 @@ LK_INLINE void touch_pixels(const T* p, i64 pixel, i64 n, i64 c) {
     for (i64 i = 0; i < c; i += line) __builtin_prefetch(p + i, Write, 2);
 }
 
+// Asks for rows [r0, r1) of n elements.
+template <class T>
+LK_INLINE void touch_rows(const T* p, i64 row, i64 r0, i64 r1, i64 n) {
+  for (i64 r = r0; r < r1; ++r)
+    for (i64 i = 0; i < n; i += 64 / static_cast<i64>(sizeof(T))) __builtin_prefetch(p + r * row + i, 0, 2);
+}
+
 // A line of n pixels of c channels, channels together, to one line of pixels a channel. `part` holds 16 pixels' worth.
 template <class T>
 void pixels_to_lines(Acc<T>* to, i64 to_pitch, const T* from, i64 pixel, i64 n, i64 c, Acc<T>* part) {

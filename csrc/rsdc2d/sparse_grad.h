@@ -58,14 +58,17 @@ struct SparseGrad {
     weight = a.take<Weight>(filter());
   }
 
-  void fill(const T* from, i64 outputs, i64 i0, i64 height) {
+  void fill(const T* from, i64 outputs, i64 i0, i64 height, i64 ahead) {
     for (i64 i = 0; i < height; ++i) {
       const T* const line = from + (i0 + i) * g.dst.h;
       A* const to = grads + i * g.pitch();
       if (g.p.layout == Layout::nhwc)
         pixels_to_lines<T>(to, flat, line, g.dst.w, g.cols.grid, outputs, part);
       else
-        for (i64 r = 0; r < outputs; ++r) read_line<T>(to + r * flat, line + r * g.dst.c, g.dst.w, g.cols.grid);
+        for (i64 r = 0; r < outputs; ++r) {
+          if (ahead) touch_rows(line + r * g.dst.c + ahead, 0, 0, 1, g.cols.grid * g.dst.w);
+          read_line<T>(to + r * flat, line + r * g.dst.c, g.dst.w, g.cols.grid);
+        }
     }
     const i64 end = (height - 1) * g.pitch() + g.cols.grid;
     for (i64 r = 0; r < outputs; ++r) clear(grads + r * flat + end, V);
@@ -86,8 +89,9 @@ struct SparseGrad {
     for (i64 n = q * g.p.n / parts; n < (q + 1) * g.p.n / parts; ++n)
       for (i64 i0 = 0; i0 < g.rows.grid; i0 += strip) {
         const i64 height = smaller(strip, g.rows.grid - i0);
-        stage.fill(x + n * g.src.n + first * g.sources * g.src.c, groups * g.sources, i0, height);
-        fill(grad + n * g.dst.n + first * g.outputs * g.dst.c, groups * g.outputs, i0, height);
+        const bool more = strip == g.rows.grid && n + 1 < (q + 1) * g.p.n / parts;
+        stage.fill(x + n * g.src.n + first * g.sources * g.src.c, groups * g.sources, i0, height, more ? g.src.n : 0);
+        fill(grad + n * g.dst.n + first * g.outputs * g.dst.c, groups * g.outputs, i0, height, more ? g.dst.n : 0);
         const RunSum<A> run{ceil_div((height - 1) * g.pitch() + g.cols.grid, V), flat, filter()};
         for (i64 k = 0; k < groups; ++k)
           for (i64 o = 0, n = 0; o < g.outputs; o += n) {

@@ -31,8 +31,9 @@ struct Stage {
   }
   void prepare(i64 slack) { clear(memory, elements(slack)); }
 
-  // Grid rows from i0 on of `count` channels of an image; `from` points at the first of them.
-  void fill(const T* from, i64 count, i64 i0, i64 rows) {
+  // Grid rows from i0 on of `count` channels of an image; `from` points at the first of them. What lies `ahead` of it
+  // is asked for: a small plane is over before the processor has seen where it leads.
+  void fill(const T* from, i64 count, i64 i0, i64 rows, i64 ahead = 0) {
     const i64 sh = g.rows.in_step(), sw = g.cols.in_step();
     const bool pixels = g.p.layout == Layout::nhwc;
     for (i64 q = 0; q < g.planes(); ++q) {
@@ -57,7 +58,10 @@ struct Stage {
             read_pairs(to + c / 2 * channel, line + c * g.src.c, c + 1 < count ? line + (c + 1) * g.src.c : nullptr,
                        sw * g.src.w, n);
         } else {
-          for (i64 c = 0; c < count; ++c) read_line<T>(to + c * channel, line + c * g.src.c, sw * g.src.w, n);
+          for (i64 c = 0; c < count; ++c) {
+            if (ahead) touch_rows(line + c * g.src.c + ahead, 0, 0, 1, n * sw * g.src.w);
+            read_line<T>(to + c * channel, line + c * g.src.c, sw * g.src.w, n);
+          }
         }
       }
     }

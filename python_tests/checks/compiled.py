@@ -189,7 +189,7 @@ def export_dynamic(target: Target, case: Case, dtype: torch.dtype, layout: str, 
         assert_same_bits(program.module()(other.args[0]), target(other), f"size {n}, {h}, {w}")
 
 
-@THEME.kind(tag="core", layouts=BOTH, fused=1)
+@THEME.kind(tag="core", layouts=BOTH, only=("reference",), fused=1)
 def decomposed(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """The exported op decomposes to aten alone, for importers that know no other."""
     sample = target.build(case, dtype, layout, seed)

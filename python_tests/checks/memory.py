@@ -120,7 +120,7 @@ def guards(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: in
                 raise AssertionError(f"{what}: another result at offset {offset}")
 
 
-@THEME.kind(layouts=BOTH, dtypes=(torch.float32,), fused=99)
+@THEME.kind(layouts=BOTH, dtypes=(torch.float32,), native=True, fused=99)
 def poison(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Nothing is left as the allocator gave it: results are finite where memory starts as NaN."""
     sample = target.build(case, dtype, layout, seed)

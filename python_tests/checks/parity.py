@@ -188,7 +188,7 @@ def bulk_whole_numbers(target: Target, case: Case, dtype: torch.dtype, layout: s
     _exactly(target, case, dtype, layout, seed)
 
 
-@THEME.kind(dtypes=(torch.float64,))
+@THEME.kind(dtypes=(torch.float64,), only=("reference",))
 def loops(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """The definition in plain Python loops."""
     oracle = getattr(target.cases, "oracle", None)

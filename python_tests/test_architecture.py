@@ -49,6 +49,8 @@ PUBLIC = {
     "lightkernels.nn": """CondensedConv2d CondensedReactivation DepthwiseSeparable2d LearnedGroupConv2d
         MLDNBlock MultiDepthwiseConv2d Multiception2d RSDC2d SparseFeatureReactivation condense group_lasso rsdc_rule
         set_condensation_progress""",
+    "lightkernels.testing": """Case Draw Embedded Sample assert_accurate assert_adjoint assert_close64
+        assert_keeps_layout assert_same_bits embed guarded poisoned rms same_bits views""",
 }
 
 

@@ -94,7 +94,9 @@ def test_threads_change_no_bit():
         torch.set_num_threads(before)
     assert torch.equal(*results)
     torch.testing.assert_close(results[0][0], z.double().mean((0, 2, 3)), rtol=0, atol=1e-6)
-    torch.testing.assert_close(results[0][3], ((z.double() - results[0][0][:, None, None]) * g).sum((0, 2, 3)), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        results[0][3], ((z.double() - results[0][0][:, None, None]) * g).sum((0, 2, 3)), rtol=0, atol=1e-3
+    )
 
 
 def test_other_types_and_layouts_have_no_kernels():

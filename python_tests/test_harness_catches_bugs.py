@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.autograd.gradcheck import GradcheckError
 
-from checks import compiled, derivatives, memory, parity, runtime, transforms
+from checks import choice, compiled, derivatives, memory, parity, runtime, transforms
 from checks.mutant_routes import ROUTES
 from checks.mutants import MUTANTS, right_name, substituted
 from checks.target import BORROWED, Check, Kind, Target, packages, planted
 
-KINDS = {k.name: k for theme in (parity, memory, derivatives, transforms, compiled, runtime) for k in theme.THEME.kinds}
+THEMES = (parity, memory, derivatives, transforms, compiled, runtime, choice)
+KINDS = {k.name: k for theme in THEMES for k in theme.THEME.kinds}
 
 
 def target_of(package: str) -> Target:

@@ -34,7 +34,7 @@ def suite(package, *options):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     files = sorted(map(str, FOLDER.glob("test_generated_*.py")))
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rN", "-p", "no:cacheprovider", "--ops", "new_ops", *options, *files],
+        [sys.executable, "-m", "pytest", "-rN", "-n0", "-pno:cacheprovider", "--ops", "new_ops", *options, *files],
         capture_output=True, text=True, timeout=280, env=environment, cwd=package, check=False,
     )  # fmt: skip
     counts = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|error|skipped)", run.stdout)}

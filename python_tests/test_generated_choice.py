@@ -1,0 +1,5 @@
+from checks.choice import THEME as THEME
+
+
+def test_choice(check):
+    check()

@@ -10,16 +10,18 @@ from torch.autograd.gradcheck import GradcheckError
 from checks import choice, compiled, derivatives, memory, parity, runtime, transforms
 from checks.mutant_routes import ROUTES
 from checks.mutants import MUTANTS, right_name, substituted
-from checks.target import BORROWED, Check, Kind, Target, packages, planted
+from checks.target import BORROWED, Check, Kind, Target, packages, planted, why_not
 
 THEMES = (parity, memory, derivatives, transforms, compiled, runtime, choice)
 KINDS = {k.name: k for theme in THEMES for k in theme.THEME.kinds}
 
 
 def target_of(package: str) -> Target:
-    """An operator, in the place of its fastest backend."""
-    names = Target(package, "reference").op.backends
-    return Target(package, next((b for b in names if b not in BORROWED), right_name(Target(package, "reference"))))
+    """An operator, in the place of its fastest backend that runs here."""
+    first = Target(package, "reference").cases.CASES[0]
+    here = (Target(package, b) for b in Target(package, "reference").op.backends if b not in BORROWED)
+    right = Target(package, right_name(Target(package, "reference")))
+    return next((target for target in here if why_not(target, first) is None), right)
 
 
 def run(kind: Kind, target: Target) -> str | None:

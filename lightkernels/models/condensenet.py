@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from lightkernels._core.spec import fail_type, require
 from lightkernels.models.registry import register
 from lightkernels.nn import LearnedGroupConv2d, SparseFeatureReactivation, condense
 from lightkernels.nn._arguments import int_tuple, one_of, positive_int, share
-from lightkernels.nn.condensed import Act
+from lightkernels.nn._mldn_condensed import CondensedMLDNBlock
+from lightkernels.nn.condensed import Act, Condensable, like
 from lightkernels.nn.squeeze_excite import SqueezeExcite
 
 Dataset = Literal["cifar", "imagenet"]
@@ -65,11 +66,45 @@ class DenseLayer(nn.Module):
                 growth, channels, activation=act, zero_init=o.sfr_zero_init, **groups
             )
 
+    def plain(self) -> bool:
+        """Whether it is still a layer of version 1 as it was made."""
+        added = self.excite is not None or self.reactivate is not None
+        kinds = zip((self.reduce, self.act, self.conv), (LearnedGroupConv2d, nn.ReLU, nn.Conv2d), strict=True)
+        return not added and self.reduce.activation == "relu" and all(type(m) is kind for m, kind in kinds)
+
+    def values(self, layers: int) -> dict[str, Any]:
+        """Of a block of such layers, as the operator of the dense block has them."""
+        return {
+            "num_layers": layers,
+            "paths": 1,
+            "growth": self.conv.out_channels,
+            "bottleneck": self.conv.in_channels // self.conv.out_channels,
+            "groups": self.conv.groups,
+            "version": 1,
+            "pairing": "xor1",
+            "kernel_size": 3,
+            "index_groups": self.reduce.groups,
+            "condense_factor": self.reduce.condense_factor,
+        }
+
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(self.act(self.norm(self.reduce(x))))
         if self.excite is not None:
             h = self.excite(h)
         return torch.cat([x if self.reactivate is None else self.reactivate(h, x), h], 1)
+
+
+class DenseBlock(nn.Sequential, Condensable):
+    """The layers of a block. Condensed, those of version 1 are one operator, of one path; those of version 2 stay
+    layers, with condensed children."""
+
+    def condense(self) -> nn.Module:
+        layers = cast("list[DenseLayer]", list(self))
+        norms = [n for layer in layers for n in (layer.reduce.norm, layer.norm)]
+        known = all(type(n) is nn.BatchNorm2d and n.affine and n.track_running_stats for n in norms)
+        if known and len({n.eps for n in norms}) == 1 and all(layer.plain() for layer in layers):
+            return like(CondensedMLDNBlock(layers[0].values(len(layers)), layers), self)
+        return DenseBlock(*(condense(layer) for layer in layers)).train(self.training)
 
 
 class CondenseNet(nn.Module):
@@ -90,7 +125,7 @@ class CondenseNet(nn.Module):
             for _ in range(layers):
                 made.append(DenseLayer(channels, growth, o, block))
                 channels += growth
-            blocks.append(nn.Sequential(*made))
+            blocks.append(DenseBlock(*made))
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU()

@@ -27,11 +27,11 @@ class CondensedMLDNBlock(nn.Module):
     taps: Tensor | None
     bias3: nn.Parameter | None
 
-    def __init__(self, block: Any, paths: Sequence[Any]) -> None:
+    def __init__(self, values: dict[str, Any], paths: Sequence[Any]) -> None:
+        """``values``: the operator's but eps; ``paths``: modules with ``reduce``, ``norm`` and ``conv``."""
         super().__init__()
         indices = [p.reduce.kept() for p in paths]
-        self.values = {**block._values(), "eps": paths[0].norm.eps}
-        self.values |= {"index_groups": block.groups, "condense_factor": block.condense_factor}
+        self.values = {**values, "eps": paths[0].norm.eps}
         picked = [p.reduce.norm for p in paths], [i.flatten() for i in indices]
         with torch.no_grad():
             weights = [

@@ -292,7 +292,8 @@ class MLDNBlock(Condensable):
         """
         paths = list(self._every())
         if self.version == 1 and _mldn_pack.Parts(self.layers).why_layered() is None:
-            return like(CondensedMLDNBlock(self, paths), self)
+            values = {**self._values(), "index_groups": self.groups, "condense_factor": self.condense_factor}
+            return like(CondensedMLDNBlock(values, paths), self)
         memo: dict[int, Any] = {}
         for path in paths:
             memo[id(path.reduce)] = path.reduce.condense()

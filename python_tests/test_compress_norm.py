@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightkernels.compress.channel_norm import channel_norm
+from lightkernels.compress.operators import build_operator
 from lightkernels.compress.operators_layers import Shuffle
 from lightkernels.compress.operators_modules import CReLUConvolution, Gradient, norm_product
 from lightkernels.compress.operators_passes import Repeats, norm_act, running_as
@@ -81,6 +82,23 @@ def test_a_rectified_neighbours_product_is_sums():
     with torch.no_grad(), running_as("neighbour"):
         found = operator.probe((z,), Gradient(g))
     torch.testing.assert_close(found, (y * g).sum().detach(), rtol=1e-4, atol=1e-3, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ["N_3x3_2", "C_3x3_4", "Fire", "Sep_res_5x5_8"])
+def test_inference_is_evaluation_and_hides_nothing_from_hooks(name):
+    torch.manual_seed(0)
+    operator, x = build_operator(name, 16, 16, act=name != "C_3x3_4"), torch.randn(2, 16, 7, 6)
+    operator(x)
+    expected, seen = operator.eval()(x), []
+    with torch.no_grad():
+        found = operator(x)
+    torch.testing.assert_close(found, expected.detach())
+    for module in operator.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        assert torch.equal(operator(x), expected.detach())
+    assert seen
 
 
 def test_threads_change_no_bit():

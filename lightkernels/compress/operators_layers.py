@@ -16,7 +16,7 @@ from lightkernels.nn import MultiDepthwiseConv2d, RSDC2d
 _NARROW = 64
 
 
-def _leaving() -> bool:
+def leaving() -> bool:
     """Whether the call is recorded for another runtime, which has none of our operators."""
     return bool(torch._C._get_tracing_state()) or torch.onnx.is_in_onnx_export()
 
@@ -53,7 +53,7 @@ class GroupedConv2d(nn.Conv2d):
             sets.trust(cells, kernel_size)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.in_channels > _NARROW * self.groups or not input.is_cpu or _leaving():
+        if self.in_channels > _NARROW * self.groups or not input.is_cpu or leaving():
             return super().forward(input)
         return rsdc2d(
             input,
@@ -91,7 +91,7 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        if _leaving():
+        if leaving():
             return super().forward(input)
         stride = (self.stride[0], self.stride[1])
         return multi_dwconv2d(input, [self.weight], stride=stride, dilations=self.dilation[0])
@@ -105,7 +105,7 @@ class Shuffle(nn.Module):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _leaving():
+        if not leaving():
             return F.channel_shuffle(x, self.groups)
         # Without the size of the batch in it, which torch's own operator leaves in an exported graph.
         y: Tensor = x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)

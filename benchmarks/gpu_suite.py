@@ -157,9 +157,10 @@ def install(args: argparse.Namespace, done: set[str]) -> Iterator[Record]:
     yield record
 
 
-IGNORED = ["--ignore=python_tests/test_gpu.py", "--ignore=python_tests/test_gpu_rsdc2d.py"]
+OWN = ["python_tests/test_gpu.py", "python_tests/test_gpu_rsdc2d.py", "python_tests/test_gpu_mldn.py"]
+IGNORED = [f"--ignore={path}" for path in OWN]
 TESTS = {
-    "gpu": ["python_tests/test_gpu.py", "python_tests/test_gpu_rsdc2d.py", "-m", "gpu"],
+    "gpu": [*OWN, "-m", "gpu"],
     "gpu, without the caching allocator": ["python_tests/test_gpu.py", "-m", "gpu", "-k", "parity or poison"],
     "generated": ["python_tests", "-m", "gpu", *IGNORED, "--backends", "triton"],
 }

@@ -55,6 +55,33 @@ RSDC += [
     ((kind, (128, 32, 32, 32), (5,), "filter", torch.bfloat16, layout), 8, 8)
     for layout, kind in itertools.product(("nhwc", "nchw"), ("fwd", "bwd_x", "bwd_w"))
 ]
+# mldn_block: as above, but `kernels` is the growth, and `combine` the form; two layers of two paths, four groups.
+MLDN = [
+    (kind, (128, 16, 32, 32), (growth,), form, dtype, layout)
+    for growth, form, dtype, layout in (
+        (24, "version 1", torch.bfloat16, "nhwc"),
+        (24, "version 1", torch.float32, "nchw"),
+        (24, "version 1", torch.float64, "nchw"),
+        (64, "version 1", torch.bfloat16, "nhwc"),
+        (24, "dropout", torch.float16, "nchw"),
+        (24, "version 2", torch.bfloat16, "nhwc"),
+        (24, "condensed", torch.bfloat16, "nhwc"),
+    )
+    for kind in ("fwd", "bwd")[: 2 if form == "version 1" else 1]
+]
+# condensed_conv2d: `kernels` is the number of filters, `combine` the activation; four groups, a quarter for each.
+CONDENSED = [
+    (kind, shape, (filters,), "relu", dtype, layout)
+    for shape, filters in (((256, 240, 16, 16), 64), ((64, 480, 28, 28), 128))
+    for dtype, layout in (
+        (torch.bfloat16, "nhwc"),
+        (torch.bfloat16, "nchw"),
+        (torch.float32, "nchw"),
+        (torch.float64, "nhwc"),
+    )
+    for kind in ("fwd", "bwd")
+    if filters == 64 or dtype is torch.bfloat16
+]
 COLUMNS = (
     *("op", "pass", "kernels", "combine", "n", "c", "h", "w", "dtype", "layout", "sm", "kernel", "programs", "warps"),
     *("registers", "shared", "spills", "tensor_core", "instructions_outside", "loop", "trips", "lane_instructions"),
@@ -86,12 +113,61 @@ def random_taps(case: Case, filters: int, groups: int) -> tuple[Any, list[Launch
     return spec, recorded(spec, kind)
 
 
+def blocks(case: Case) -> tuple[Any, list[Launch]]:
+    from lightkernels._core.spec import TensorMeta, dense_stride
+    from lightkernels.ops.mldn_block.spec import Inputs, Spec
+    from lightkernels.ops.mldn_block.triton_launch import recorded
+
+    kind, shape, (growth,), form, dtype, layout = case
+    device, wide = torch.device("meta"), torch.float64 if dtype is torch.float64 else torch.float32
+
+    def meta(size: tuple[int, ...], of: torch.dtype = dtype) -> TensorMeta:
+        stride = dense_stride(size, layout) if len(size) == 4 else (1,) * len(size)
+        return TensorMeta(size, stride, of, device)
+
+    kappa, c = growth // 2, shape[1] // 2
+    mid, columns, condensed = 4 * kappa, 2 * (2 * c + kappa), form == "condensed"
+    given = {"weight1": meta((mid * columns // (1 + condensed),)), "weight3": meta((4 * kappa * mid // 4 * 9,))}
+    given |= {"affine1": meta((2, columns), wide), "affine2": meta((2, 4 * mid), wide)}
+    if form == "version 2":
+        given |= {"weight_sfr": meta((columns * kappa,)), "affine3": meta((2, 4 * kappa), wide)}
+    if condensed:  # two groups, half of the channels each
+        given |= {"running1": given["affine1"], "running2": given["affine2"], "index": meta((columns,), torch.int64)}
+    if form == "dropout":
+        given["seed"] = meta((), torch.int64)
+    values = (2, 2, growth, 4, 4, 2 if form == "version 2" else 1, "xor1", 3, 1e-5, 0.1 if form == "dropout" else 0.0)
+    spec = Spec.of(Inputs(x=meta(shape), **given), *values, 2 * condensed, 1 + condensed, not condensed)
+    return spec, _once(recorded(spec, kind))
+
+
+def condensed(case: Case) -> tuple[Any, list[Launch]]:
+    from lightkernels._core.spec import TensorMeta, dense_stride
+    from lightkernels.ops.condensed_conv2d.spec import Inputs, Spec
+    from lightkernels.ops.condensed_conv2d.triton_launch import recorded
+
+    kind, shape, (filters,), activation, dtype, layout = case
+    device, picked = torch.device("meta"), shape[1] // 4
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    norm = TensorMeta((4 * picked,), (1,), wide, device)
+    x = TensorMeta(shape, dense_stride(shape, layout), dtype, device)
+    weight = TensorMeta((filters, picked), (picked, 1), dtype, device)
+    index = TensorMeta((4, picked), (picked, 1), torch.int64, device)
+    spec = Spec.of(Inputs(x, weight, norm, norm, index), activation)
+    return spec, _once(recorded(spec, kind))
+
+
+def _once(launches: list[Launch]) -> list[Launch]:
+    """The last of each kernel: layers differ in numbers that the kernels take as they come."""
+    return list({launch.kernel.__name__: launch for launch in launches}.values())
+
+
 def rows(op: str, case: Case, capabilities: list[int], *more: int) -> list[dict[str, object]]:
     from lightkernels._core.triton_static import compile_for
 
     kind, shape, kernels, combine, dtype, layout = case
-    spec, launches = depthwise(case) if op == "multi_dwconv2d" else random_taps(case, *more)
-    outputs = math.prod(spec.x_shape if kind == "bwd_x" else spec.y_shape)
+    made = {"multi_dwconv2d": depthwise, "rsdc2d": random_taps, "mldn_block": blocks, "condensed_conv2d": condensed}
+    spec, launches = made[op](case, *more)  # type: ignore[operator]
+    outputs = math.prod(spec.x_shape if kind in ("bwd", "bwd_x") else spec.y_shape)
     found = []
     for launch, capability in itertools.product(launches, capabilities):
         code = compile_for(launch, capability)
@@ -129,10 +205,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sm", type=int, nargs="+", default=[90], help="targets, e.g. 80 90 100")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "triton_sm_static.csv")
-    parser.add_argument("--op", choices=("multi_dwconv2d", "rsdc2d"), help="only its rows; the others are kept")
+    names = ("multi_dwconv2d", "rsdc2d", "mldn_block", "condensed_conv2d")
+    parser.add_argument("--op", choices=names, help="only its rows; the others are kept")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     calls = [("multi_dwconv2d", case) for case in HALF + ELEMENTWISE] + [("rsdc2d", *row) for row in RSDC]
+    calls += [("mldn_block", case) for case in MLDN] + [("condensed_conv2d", case) for case in CONDENSED]
     kept = []
     if options.op and options.out.exists():
         lines = [line for line in options.out.read_text().splitlines() if not line.startswith("#")]

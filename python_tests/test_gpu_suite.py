@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import test_gpu
+import test_gpu_mldn
 import test_gpu_rsdc2d
 import torch
 
@@ -343,6 +344,20 @@ def test_the_other_gpu_tests_rehearsed(on_the_cpu):
         test_gpu.test_poisoned_memory_does_not_show("fp32", layout)
         test_gpu.test_weight_gradients_are_equal_from_run_to_run("fp32", layout)
     test_gpu.test_autocast()
+
+
+def test_the_gpu_tests_of_blocks_rehearsed(monkeypatch):
+    monkeypatch.setattr(test_gpu_mldn, "DEVICE", "cpu")
+    monkeypatch.setattr(test_gpu_mldn, "BACKEND", "reference")
+    shape = (2, 16, 4, 5)
+    small = {"block": test_gpu_mldn.blocks.case("block", shape, 2, 2, 8, dropout=0.2)}
+    small["block-running"] = test_gpu_mldn.blocks.case("block-running", shape, 2, 2, 8, running=True)
+    small["condensed"] = test_gpu_mldn.condensed.case("condensed", shape, 8, 4, 3)
+    monkeypatch.setattr(test_gpu_mldn, "CASES", small)
+    for name in ("block", "condensed"):
+        test_gpu_mldn.test_parity_with_float64_truth(name, "bf16", "nhwc")
+        test_gpu_mldn.test_poisoned_memory_does_not_show_and_results_repeat(name)
+    test_gpu_mldn.test_nan_stays_nan()
 
 
 def test_rsdc2d_s_gpu_tests_rehearsed(monkeypatch):

@@ -49,7 +49,7 @@ class Launch:
     def trips(self) -> int | None:
         """Of the kernel's one loop: PER items, or COUNT taps in blocks of BK of CIN channels; None: not known."""
         values = self.arguments
-        if "COUNT" in values and not (values["TABLE"] or values["FLAT"]):
+        if "TABLE" in values and "COUNT" in values and not (values["TABLE"] or values["FLAT"]):
             return values["COUNT"] * -(-values["CIN"] // values["BK"])
         return values.get("PER")
 

@@ -25,7 +25,7 @@ class Tiles:
 
     def __init__(self, spec: Spec) -> None:
         wide = spec.dtype.itemsize == 8
-        self.bm = 32 if wide else 64 if spec.n * spec.h * spec.w < 2**15 else 128
+        self.bm = 32 if wide else 64  # of 128, what is picked, scaled and activated would fill the registers
         self.each = _fitted(spec.c_out // spec.groups, 32 if wide else 128)
         self.picked = _fitted(spec.picked, 32 if wide else 64)
         self.bk = 16 if wide else 32
@@ -75,12 +75,11 @@ def bwd(spec: Spec, g: Tensor, t: Inputs, gx: Tensor, gweight: Tensor, gscale: T
     common, each = _common(spec, t), spec.c_out // spec.groups
     # Each picked channel's, then those of the same channel of x together.
     picked = gx.new_empty((m * total,), dtype=spec.acc_dtype)
-    bm = min(64, tiles.bm)  # beside the product it holds x and the gradient
-    count = blocks((m, bm))
+    count = blocks((m, tiles.bm))
     part = gx.new_empty((count, 2 * total), dtype=spec.acc_dtype)
     triton_kernels.grad_picked[(count * blocks((spec.picked, tiles.picked)) * spec.groups,)](
         g, t.x, t.weight, t.index, t.scale, t.shift, picked, part, m, spec.c, **common, **_flat(spec, "G", spec.c_out),
-        **_flat(spec, "O", total), BM=bm, BN=tiles.picked, BK=tiles.bk, num_warps=4, num_stages=3,
+        **_flat(spec, "O", total), BM=tiles.bm, BN=tiles.picked, BK=tiles.bk, num_warps=4, num_stages=3,
     )  # fmt: skip
     sums = gx.new_empty((2, total), dtype=spec.acc_dtype)
     _sum(part, sums)

@@ -27,7 +27,7 @@ class Tiles:
         self.mid = min(64 if wide else 128, max(16, pow2(spec.mid)))
         self.kappa = min(64 if wide else 128, max(16, pow2(spec.kappa)))
         self.bk = 16 if wide else 32
-        self.warps = 4
+        self.warps = 8 if self.bm == 128 else 4
 
 
 class Block:

@@ -51,6 +51,7 @@ class Backward:
         self.window["TAPS"] = spec.sets == 1
         self.taps = t.taps if spec.sets else self.block.weight3
         self.options = self.block.options
+        self.narrow = {**self.options, "num_warps": 4}  # of weight gradients, whose blocks of pixels are short
 
     # Columns of the norms' packed tensors.
 
@@ -119,7 +120,7 @@ class Backward:
         part = self.part.new_empty((parts, each * block.count))
         triton_back.spatial_grad[(programs * parts,)](
             self.fresh, z, self.t.affine2, self.second, self.taps, part, self.m, *rows, block.count, layer, items, per,
-            **self.window, BM=bm, BO=bo, BC=bc, **self.options,
+            **self.window, BM=bm, BO=bo, BC=bc, **self.narrow,
         )  # fmt: skip
         size = each // spec.groups * spec.taps
         triton_back.collect[(blocks((size, 128)),)](
@@ -152,7 +153,7 @@ class Backward:
         part = self.part.new_empty((parts, size))
         triton_back.pointwise_grad[(programs * parts,)](
             self.back, z, self.out.y, *norms, part, self.m, width, *rows, items, per, **self.pixels, BM=bm, BO=bo,
-            BC=bc, **self.options,
+            BC=bc, **self.narrow,
         )  # fmt: skip
         self._sum(part, parts, self.grads["weight1"][spec.mid * start :], size)
 

@@ -32,6 +32,7 @@ class Machine {
 
   std::vector<Launched> launches;
   bool reverse = false;  // the order in which lanes run between barriers
+  bool dry = false;      // launches are noted and not run
   std::string fault;
 
   int tid = 0;
@@ -41,6 +42,7 @@ class Machine {
 
   void run(void (*body)(const void*), const void* args, const Launched& what) {
     launches.push_back(what);
+    if (dry) return;
     body_ = body;
     args_ = args;
     const int n = what.threads;

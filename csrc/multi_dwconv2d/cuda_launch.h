@@ -4,7 +4,13 @@
 
 namespace lk::multi_dwconv2d::cuda {
 
-constexpr i64 kPrograms = 1024;  // about; constants, so that the weight gradient's sums have one order everywhere
+// About so many blocks for a pass; each takes several tiles of a channel beyond. Constants, so that the weight
+// gradient's sums have one order everywhere; small in the tests on the host, so that small calls take the same loops.
+#ifdef LK_HOST
+constexpr i64 kPrograms = 4, kTiles = 2;
+#else
+constexpr i64 kPrograms = 1024, kTiles = 2048;
+#endif
 
 inline i64 weights_of(const Params& p) {
   i64 count = 0;

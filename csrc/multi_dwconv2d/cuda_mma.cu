@@ -5,7 +5,6 @@ namespace lk::multi_dwconv2d::cuda {
 namespace {
 
 constexpr int kRows = 64, kShared = 32 * 1024;  // of a tile: most rows of one image; bytes, so that blocks overlap
-constexpr i64 kTiles = 2048;                    // blocks take more than one tile of a channel beyond so many tiles
 
 // The branches first..last as kernels of one launch: 3, 5, 7, 3+5 or 3+5+7; 0 for anything else.
 int kernels_of(const Params& p, int first, int last) {
@@ -24,7 +23,7 @@ MmaTiles tiles_of(const Params& p, i64 ho, i64 wo, const Bytes& bytes) {
   MmaTiles t{};
   t.rows = static_cast<int>(ceil_div(ho, ceil_div(ho, kRows)));
   t.eights = static_cast<int>(ceil_div(wo < kMmaColumns ? wo : kMmaColumns, 8));
-  double best = 0;
+  double best = -1;
   for (int images = 1; images <= 16 && images <= p.n; ++images) {
     if (bytes(images, t.rows, t.eights) > kShared) break;
     const int rows = images * t.rows, whole = 4 * kMmaRows;

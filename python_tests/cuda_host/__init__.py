@@ -35,6 +35,9 @@ class Fault(AssertionError):
     """The emulator found what a device would not have told."""
 
 
+pointer = ctypes.c_void_p
+
+
 def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
@@ -76,7 +79,7 @@ class Module:
         for name in ("lk_kernels", "lk_fault", "lk_launches"):
             getattr(self.c, name).restype = ctypes.c_char_p
         self.MULTI_DWCONV2D_BRANCHES = self.c.lk_branches()
-        self.reverse = False
+        self.reverse = self.dry = False
         self.launches: list[Launch] = []
         module = self
 
@@ -107,7 +110,7 @@ class Module:
         return 90
 
     def run(self, name: str, plan: Any, exact: int, *addresses: int) -> None:
-        self.c.lk_reset(int(self.reverse))
+        self.c.lk_reset(int(self.reverse), int(self.dry))
         error = getattr(self.c, name)(plan, exact, *map(ctypes.c_void_p, addresses))
         fault = self.c.lk_fault().decode()
         if fault or error:

@@ -10,7 +10,45 @@ using lk::multi_dwconv2d::Plan;
 using lk::simt::Machine;
 namespace cuda = lk::multi_dwconv2d::cuda;
 
+namespace {
+
+// Kernels with a fault each, which the emulator has to find.
+template <int kFault>
+struct Faulty {
+  static constexpr int kThreads = 64;
+  struct Args {
+    float* out;
+  };
+  static void run(const Args& a) {
+    using namespace lk::simt;
+    float* all = reinterpret_cast<float*>(shared());
+    all[tid()] = static_cast<float>(tid());
+    if (kFault == 0) tid() % 2 ? sync_warp() : sync();   // each half of a warp waits for the other
+    if (kFault == 1 && tid() % 2) shuffle_xor(1.0f, 1);  // half a warp in an operation of the whole
+    if (kFault == 1 && tid() % 2 == 0) sync_warp();
+    if (kFault != 2) sync();  // 2: the other warp's numbers may not be there yet
+    const float got = all[(tid() + 33) % kThreads];
+    if (kFault == 3 && tid() < 32) {
+      u32 one, two;
+      load_rows2(one, two, reinterpret_cast<const char*>(all) + 4);  // not 16-byte aligned
+    }
+    a.out[tid()] = got;
+  }
+};
+
+}  // namespace
+
 extern "C" {
+
+void lk_faulty(int which, float* out) {
+  using lk::simt::launch;
+  if (which == 0) launch<Faulty<0>>("faulty", {1}, 256, nullptr, {out});
+  if (which == 1) launch<Faulty<1>>("faulty", {1}, 256, nullptr, {out});
+  if (which == 2) launch<Faulty<2>>("faulty", {1}, 256, nullptr, {out});
+  if (which == 3) launch<Faulty<3>>("faulty", {1}, 512, nullptr, {out});
+  if (which == 4) launch<Faulty<4>>("right", {1}, 256, nullptr, {out});
+  if (which == 5) launch<Faulty<4>>("large", {1, 65536}, 256, nullptr, {out});
+}
 
 void* lk_plan(const i64* head, const i64* x, const i64* y, const i64* rows, i64 branches) {
   std::vector<std::vector<i64>> list;
@@ -42,8 +80,9 @@ const char* lk_kernels(const void* plan, int exact, int pass) {
 
 int lk_branches() { return cuda::kMaxBranches; }
 
-void lk_reset(int reverse) {
+void lk_reset(int reverse, int dry) {
   Machine& m = Machine::get();
+  m.dry = dry != 0;
   m.reverse = reverse != 0;
   m.fault.clear();
   m.launches.clear();

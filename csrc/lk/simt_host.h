@@ -119,14 +119,19 @@ class Machine {
     for (;;) {
       int left = 0;
       bool moved = false;
-      for (int q = 0; q < n; ++q) {
-        const int i = reverse ? n - 1 - q : q;
-        if (fibers_[i].state == kReady) {
-          resume(i);
-          moved = true;
-        }
+      // One warp as far as it gets, then the next: what another warp has yet to read is overwritten if it can be.
+      const int warps = (n + kWarp - 1) / kWarp;
+      for (int q = 0; q < warps; ++q) {
+        const int first = (reverse ? warps - 1 - q : q) * kWarp, last = first + kWarp < n ? first + kWarp : n;
+        do {
+          for (int e = first; e < last; ++e) {
+            const int i = reverse ? last - 1 - (e - first) : e;
+            if (fibers_[i].state != kReady) continue;
+            resume(i);
+            moved = true;
+          }
+        } while (release(first, last, kWarpWait));
       }
-      for (int w = 0; w < n; w += kWarp) moved |= release(w, w + kWarp < n ? w + kWarp : n, kWarpWait);
       moved |= release(0, n, kBlock);
       for (int i = 0; i < n; ++i) left += fibers_[i].state != kDone;
       if (!left || !fault.empty()) return;

@@ -32,7 +32,7 @@ sys.path.insert(0, str(HERE))
 
 Record = dict[str, Any]
 # Parts in order, and the most seconds of each; time that one leaves goes to those after it.
-PARTS = {"env": 30, "install": 110, "ceilings": 40, "tests": 110, "warm": 80, "ops": 400, "compile": 60}
+PARTS = {"env": 30, "install": 110, "ceilings": 40, "tests": 110, "sanitize": 45, "warm": 80, "ops": 400, "compile": 60}
 TOTAL = 525
 RESERVE = 12  # for the tables and the archive
 COMPILED = ("concat forward", "concat step", "mldn-eval forward", "mldn-train step", "condensed forward")
@@ -162,7 +162,7 @@ IGNORED = [f"--ignore={path}" for path in OWN]
 TESTS = {
     "gpu": [*OWN, "-m", "gpu"],
     "gpu, without the caching allocator": ["python_tests/test_gpu.py", "-m", "gpu", "-k", "parity or poison"],
-    "generated": ["python_tests", "-m", "gpu", *IGNORED, "--backends", "triton"],
+    "generated": ["python_tests", "-m", "gpu", *IGNORED, "--backends", "triton,cuda"],
 }
 
 
@@ -194,6 +194,27 @@ def tests(args: argparse.Namespace, done: set[str]) -> Iterator[Record]:
                 last = line.strip() or last
             code = run.wait()
         yield {"part": "tests", "key": name, "summary": last, "rc": code, "seconds": time.monotonic() - start}
+
+
+def sanitize(args: argparse.Namespace, done: set[str]) -> Iterator[Record]:
+    """Small calls of every native kernel under compute-sanitizer, where the machine has it and its runtime lets it."""
+    calls = [sys.executable, "-P", str(HERE / "gpu" / "sanitize.py")]
+    for tool in ("memcheck", "racecheck"):
+        if tool in done:
+            continue
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *calls]
+        record: Record = {"part": "sanitize", "key": tool}
+        if args.dry_run:
+            print("would run:", *command)
+            continue
+        if shutil.which(command[0]) is None:
+            yield record | {"refused": "compute-sanitizer is not on this machine"}
+            continue
+        start = time.monotonic()
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(run.stdout[-4000:], run.stderr[-2000:])
+        last = (run.stdout.strip().splitlines() or ["no output"])[-1]
+        yield record | {"summary": last, "rc": run.returncode, "seconds": time.monotonic() - start}
 
 
 def has_module(name: str) -> bool:
@@ -313,7 +334,15 @@ def stop(worker: subprocess.Popen[bytes]) -> None:
 
 def run_child(args: argparse.Namespace) -> int:
     results = Results(args.out)
-    parts = {"env": env, "install": install, "ceilings": ceilings, "tests": tests, "warm": warm, "ops": ops}
+    parts = {
+        "env": env,
+        "install": install,
+        "ceilings": ceilings,
+        "tests": tests,
+        "sanitize": sanitize,
+        "warm": warm,
+        "ops": ops,
+    }
     parts["compile"] = compile
     for record in parts[args.child](args, results.done(args.child)):
         results.add(record)

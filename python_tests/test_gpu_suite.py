@@ -33,6 +33,7 @@ rsdc = pytest.importorskip("gpu.rsdc")
 mldn = pytest.importorskip("gpu.mldn")
 mldn_ops = pytest.importorskip("gpu.mldn_ops")
 report = pytest.importorskip("gpu.report")
+predicted = pytest.importorskip("gpu.predicted")
 ceilings = pytest.importorskip("gpu.ceilings")
 
 
@@ -52,7 +53,7 @@ def records(out: Path) -> list[dict]:
 
 
 def test_a_rehearsal_goes_through_every_part_and_packs_one_archive(tmp_path):
-    parts = [word for part in ("env", "install", "tests", "warm", "ops") for word in ("--part", part)]
+    parts = [word for part in ("env", "install", "tests", "sanitize", "warm", "ops") for word in ("--part", part)]
     printed = suite(tmp_path, *parts, "--limit", "2")
     assert "exit status" not in printed
     found = records(tmp_path)
@@ -60,7 +61,13 @@ def test_a_rehearsal_goes_through_every_part_and_packs_one_archive(tmp_path):
     assert {"commit", "torch", "triton"} <= set(found[0]["facts"])
     assert not [r for r in found if r.get("refused")]
     for r in found[-2:]:
-        assert {"lightkernels nchw", "lightkernels nhwc", "eager nchw", "eager searched nhwc"} <= set(r["times"])
+        assert {
+            "lightkernels nchw",
+            "lightkernels cuda nchw",
+            "lightkernels cuda nhwc",
+            "eager nchw",
+            "eager searched nhwc",
+        } <= set(r["times"])
     files = sorted(p.name for p in tmp_path.iterdir())
     assert files == ["gpu_log.txt", "gpu_results.jsonl", "gpu_suite.tar.gz"]
     log = (tmp_path / "gpu_log.txt").read_text()
@@ -188,7 +195,7 @@ def test_a_wrong_kernel_of_ours_is_named_not_timed(monkeypatch):
     record = ops.measure_group(group, devices.Rehearsal())
     assert record["refused"]["lightkernels nchw"].startswith("WrongResult")
     assert "eager nchw" in record["times"]
-    (row, _) = report.rows([record])
+    row, *_ = report.rows([record])
     assert row["seconds"] is None
     assert row["short"][0].startswith("WrongResult")
     assert "WrongResult" in report.markdown([record])
@@ -218,6 +225,19 @@ def test_shortfalls_are_said():
     assert nhwc["short"] == ["0.40 of the copy ceiling, ship 0.50", "3.20x the best, goal 3.5x"]
     assert "S4 bf16 concat forward nhwc: 0.40 of the copy" in report.markdown([copy, reached])
     assert report.csv_text([reached]).count("\n") == 4
+
+
+def test_native_kernels_have_rows_and_predictions_of_their_own():
+    record = result(lightkernels_nchw=3e-3, lightkernels_cuda_nchw=2e-3, eager_nchw=4e-3)
+    found = {r["name"]: r for r in report.rows([record])}
+    assert set(found) == {"nchw", "nhwc", "cuda nchw"}
+    assert found["cuda nchw"]["ratio"] == 2 and found["nchw"]["predicted"] is None
+    written = (FOLDER / "results" / "gpu_predicted.csv").read_text()
+    assert written == predicted.table() + "\n"
+    assert "S4,bf16,concat,forward,nchw," in written
+    for line in written.splitlines()[1:]:
+        *_, seconds, traffic = line.split(",")
+        assert float(seconds) > float(traffic)
 
 
 def test_small_tensors_are_allowed_a_fixed_time():

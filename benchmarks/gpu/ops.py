@@ -18,6 +18,7 @@ from lightkernels.testing import poisoned
 
 Record = dict[str, Any]
 LARGE = 2e9
+OURS = {"triton": "lightkernels", "cuda": "lightkernels cuda"}  # backend: name in the records
 FIRST = 20  # groups of multi_dwconv2d before those of the other operators
 ESSENTIAL = ("eager", "grouped", "merged", "masked", "3x3")
 UNCHECKED = ("3x3",)  # another function of the same price
@@ -55,8 +56,11 @@ def tensors(group: Group, device: Device) -> tuple[torch.Tensor, list[torch.Tens
 def ours(group: Group, device: Device) -> list[measure.Entry]:
     if family(group):
         return family(group).ours(group, device)  # type: ignore[no-any-return]
-    backend = "reference" if device.dry else "triton"
-    return baselines.ours(group.combine, backend, group.sizes[4])
+    found = []
+    for backend, name in OURS.items():
+        backend = "reference" if device.dry else backend
+        found += baselines.ours(group.combine, backend, group.sizes[4], name)
+    return found
 
 
 def others(group: Group, device: Device, compile: bool = False) -> list[measure.Entry]:

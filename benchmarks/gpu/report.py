@@ -9,9 +9,11 @@ from typing import Any
 
 from gpu import mldn, rsdc
 from gpu.plan import SMALL_BYTES, SMALL_SECONDS, Expected, Group, expected
+from gpu.predicted import predicted
 
 Record = dict[str, Any]
 NONE = "not measured"
+OURS = ("nchw", "nhwc", "cuda nchw", "cuda nhwc")  # Triton's kernels, and the native ones
 HEAD = (
     "Medians of CUDA-graph replays, candidates in turn, inputs cold in the L2 cache on both sides. The fraction is the "
     "least traffic of the call over its time and over the measured copy ceiling; the baseline is the fastest of all, "
@@ -81,19 +83,24 @@ def rows(records: list[Record]) -> Iterator[Record]:
         square = min((t for n, t in theirs.items() if n.startswith("3x3")), default=None)
         theirs = {n: t for n, t in theirs.items() if not n.startswith("3x3")}
         best = min(theirs, key=lambda n: theirs[n]) if theirs else None
-        for layout in ("nchw", "nhwc"):
-            mine = record["times"].get(f"lightkernels {layout}")
+        for name in OURS:
+            label, layout = f"lightkernels {name}", name.split()[-1]
+            mine = record["times"].get(label)
+            if mine is None and label not in record["refused"] and name != layout:
+                continue  # an operator that has no native kernels yet
             want = expectation(group, layout)
             row: Record = {
                 "group": group,
+                "name": name,
                 "layout": layout,
                 "want": want,
                 "best": best,
                 "best_seconds": theirs[best] if best else None,
                 "seconds": mine["median"] if mine else None,
                 "spread": mine["spread"] if mine else None,
-                "error": record["errors"].get(f"lightkernels {layout}"),
-                "why": record["refused"].get(f"lightkernels {layout}"),
+                "error": record["errors"].get(label),
+                "why": record["refused"].get(label),
+                "predicted": predicted(group, name) if type(group) is Group else None,
                 "fraction": None,
                 "ratio": None,
                 "square": None,
@@ -148,9 +155,9 @@ def markdown(records: list[Record]) -> str:
     lines = [
         [
             str(r["group"].key),
-            r["layout"],
+            r["name"],
             _micro(r["seconds"]),
-            _micro(forecast(r["group"])),
+            _micro(r["predicted"] or forecast(r["group"])),
             _number(r["fraction"]),
             f"{_micro(r['best_seconds'])} {r['best'] or ''}",
             _number(r["ratio"], ".2f") + ("x" if r["ratio"] is not None else ""),
@@ -159,11 +166,11 @@ def markdown(records: list[Record]) -> str:
         ]
         for r in found
     ]
-    short = [f"- {r['group'].key} {r['layout']}: {'; '.join(r['short'])}" for r in found if r["short"]]
+    short = [f"- {r['group'].key} {r['name']}: {'; '.join(r['short'])}" for r in found if r["short"]]
     wrong = [
         f"- {r['key']}: {name}: {why}"
         for r in records
-        if r["part"] in ("ops", "compile", "warm", "ceilings", "install")
+        if r["part"] in ("ops", "compile", "warm", "ceilings", "install", "sanitize")
         for name, why in _refused(r).items()
     ]
     ceilings = [
@@ -172,7 +179,9 @@ def markdown(records: list[Record]) -> str:
         if r["part"] == "ceilings"
     ]
     tests = [
-        [r["key"], r.get("summary", NONE), f"{r.get('seconds', 0):.0f} s"] for r in records if r["part"] == "tests"
+        [r["key"], r.get("summary", NONE), f"{r.get('seconds', 0):.0f} s"]
+        for r in records
+        if r["part"] in ("tests", "sanitize")
     ]
     return (
         "\n\n".join(
@@ -188,7 +197,7 @@ def markdown(records: list[Record]) -> str:
                 "\n".join(short) or (NONE.capitalize() + "." if not found else "Nothing."),
                 "## Every call, microseconds",
                 _table(
-                    ["call", "layout", "ours", "forecast", "of copy", "best other", "ratio", "of a 3x3", "targets"],
+                    ["call", "ours", "time", "forecast", "of copy", "best other", "ratio", "of a 3x3", "targets"],
                     lines,
                 ),
                 "## Forecasts of mldn_block and condensed_conv2d, written before the first run",
@@ -224,7 +233,7 @@ def summary(records: list[Record]) -> str:
     """A short table for the end of a log."""
     found = [r for r in rows(records) if r["seconds"] is not None]
     lines = [
-        f"{r['group'].key:<28} {r['layout']}  {_micro(r['seconds']):>9} us  copy {_number(r['fraction'])}"
+        f"{r['group'].key:<28} {r['name']:<9}  {_micro(r['seconds']):>9} us  copy {_number(r['fraction'])}"
         f"  {_number(r['ratio'])}x  {'; '.join(r['short']) or 'reached'}"
         for r in found
     ]
@@ -249,7 +258,7 @@ def plot(records: list[Record], path: str) -> bool:
         return False
     figure, axes = plt.subplots(1, 2, figsize=(12, 1.2 + 0.22 * len(found)), sharey=True)
     colours = ["#2f6db3" if r["layout"] == "nchw" else "#e07b39" for r in found]
-    names = [f"{r['group'].key} {r['layout']}" for r in found]
+    names = [f"{r['group'].key} {r['name']}" for r in found]
     axes[0].barh(names, [r["fraction"] or 0 for r in found], color=colours, height=0.7)
     axes[0].set_xlabel("least traffic / time, of the copy ceiling")
     axes[0].axvline(1, color="#22272e", lw=0.9)

@@ -18,13 +18,15 @@ Forward = Callable[[Tensor, Sequence[Tensor]], Tensor]
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
-def ours(combine: str = "concat", backend: str | None = None, stride: int = 1) -> list[Entry]:
+def ours(
+    combine: str = "concat", backend: str | None = None, stride: int = 1, name: str = "lightkernels"
+) -> list[Entry]:
     """This package's own function, in both layouts."""
 
     def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         return multi_dwconv2d(x, weights, combine=combine, backend=backend, stride=stride)
 
-    return [Entry("lightkernels", layout, forward, ours=True) for layout in LAYOUTS]
+    return [Entry(name, layout, forward, ours=True) for layout in LAYOUTS]
 
 
 def entries(

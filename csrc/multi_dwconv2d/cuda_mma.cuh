@@ -123,9 +123,14 @@ LK_DEVICE void toeplitz(u32 (&t)[K > 0 ? K : 1][2], const u16* w, bool turned) {
 // Branches with kernels K0, K1, K2 (0: none) of one input, or back from the slabs of all of them to one map.
 template <class T, int K0, int K1, int K2, bool kBack>
 struct MmaConv {
-  static constexpr int kThreads = 128, kBlocks = 4, kWarps = kThreads / kWarp;
+  static constexpr int kThreads = 128, kWarps = kThreads / kWarp;
   static constexpr int kMost = K2 > K1 ? (K2 > K0 ? K2 : K0) : (K1 > K0 ? K1 : K0), kReach = kMost / 2;
   static constexpr int kCount = (K0 > 0) + (K1 > 0) + (K2 > 0);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr int kBlocks = kCount > 2 ? 3 : 4;  // with 4, three kernels spill there
+#else
+  static constexpr int kBlocks = 4;
+#endif
   static constexpr int kSlabs = kBack ? kCount : 1, kSums = kBack ? 1 : kCount, kEights = kMmaColumns / 8;
   using Args = MmaArgs;
   using Sums = float[kSums][kEights][4];

@@ -71,6 +71,7 @@ class CMakeBuild(build_ext):
         for old in out.glob("_cuda.*"):  # a module of an earlier CUDA build must not outlive it
             if old.suffix in (".so", ".pyd"):
                 old.unlink()
+        (out / "CUDA_RUNTIME_NOTICE.txt").unlink(missing_ok=True)
         install = ["cmake", "--install", str(build), "--config", "Release", "--prefix", str(out)]
         subprocess.run([*install, "--component", "lightkernels"], check=True, env=env)
 

@@ -1,6 +1,8 @@
 """The native CUDA kernels without a GPU: the very kernels and launchers, run lane by lane on the CPU (cuda_host)."""
 
+import csv
 import mmap
+import re
 
 import cuda_host
 import pytest
@@ -9,7 +11,7 @@ import torch
 from checks import parity
 from checks.target import Target
 from lightkernels import exact_nonfinite, explain, multi_dwconv2d
-from lightkernels.ops.multi_dwconv2d import OP, cuda
+from lightkernels.ops.multi_dwconv2d import cuda
 from lightkernels.testing import assert_same_bits
 
 if cuda_host.compiler() is None:
@@ -17,6 +19,8 @@ if cuda_host.compiler() is None:
 
 TARGET = Target("lightkernels.ops.multi_dwconv2d", "cuda")
 NAMES = [c.name for c in TARGET.cases.CASES if not {"bench", "bulk"} & c.tags]
+STATIC = cuda_host.CSRC.parent / "benchmarks" / "results" / "cuda_static.csv"
+STRUCT = re.compile(r"^struct (\w+) \{\n(?:#if.*\n)?  static constexpr int k(?:Threads|Blocks)", re.M)
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
@@ -114,16 +118,6 @@ def test_exactness_leaves_the_tensor_cores(module):
         assert told.config == "fwd tiles; bwd_x tiles; bwd_w generic"
 
 
-def test_automatic_choice_waits_for_a_measurement(module, monkeypatch):
-    x, weights, kwargs = tensors("concat")
-    told = explain(multi_dwconv2d, x, weights, **kwargs)
-    assert told.reasons["cuda"] is None
-    assert told.chosen == "cuda"  # Triton does not take CPU tensors
-    monkeypatch.setattr("lightkernels.ops.multi_dwconv2d.triton.why_not", lambda spec: None)
-    OP._memo.clear()
-    assert explain(multi_dwconv2d, x, weights, **kwargs).chosen != "cuda"
-
-
 def test_refusals(module, monkeypatch):
     x = torch.randn(1, 1, 3, 3)
     many = explain(multi_dwconv2d, x, [torch.randn(1, 1, 1, 1)] * 17)
@@ -215,3 +209,14 @@ def test_the_emulator_shows_a_missing_barrier(module):
     right = (torch.arange(64.0) + 33) % 64
     assert found[0].isnan().any() and found[1].isnan().any()
     assert not any(torch.equal(f, right) for f in found) and not torch.equal(found[0].isnan(), found[1].isnan())
+
+
+def test_the_committed_figures_are_of_kernels_that_do_not_spill():
+    lines = [line for line in STATIC.read_text().splitlines() if not line.startswith("#")]
+    rows = list(csv.DictReader(lines))
+    kernels = {row["kernel"].partition("<")[0] for row in rows}
+    named = {m for p in (cuda_host.CSRC / "multi_dwconv2d").glob("cuda*.cuh") for m in STRUCT.findall(p.read_text())}
+    assert kernels == named
+    assert {row["target"] for row in rows} == {"sm_80", "sm_90a", "sm_100"}
+    assert {row["spills"] for row in rows} == {"0"}
+    assert all(int(row["HMMA"]) > 0 for row in rows if row["kernel"].startswith("Mma"))

@@ -128,7 +128,7 @@ def device(module: Module) -> Iterator[Module]:
     kept = {name: getattr(cuda, name) for name in ("DEVICE", "_current_device", "_stream")}
     OP._memo.clear()
     try:
-        native.load = lambda name: (module, None) if name == "_cuda" else load(name)
+        native.load = lambda name, *needed: (module, None) if name == "_cuda" else load(name, *needed)
         cuda.DEVICE, cuda._current_device, cuda._stream = "cpu", lambda: 0, lambda device: 0
         yield module
     finally:

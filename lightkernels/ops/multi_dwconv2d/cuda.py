@@ -22,7 +22,7 @@ _SIZE_LIMIT = 2**31 - 1
 def why_not(spec: Spec) -> str | None:
     if spec.device != DEVICE:
         return f"the tensors are on {spec.device}, not on a CUDA device"
-    module, reason = native.load("_cuda")
+    module, reason = native.load("_cuda", "MultiDwconv2dPlan")
     if module is None:
         return reason
     reason = _no_code(module)
@@ -74,7 +74,7 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
     key = ("cuda", x, y)
     plan = spec.cache.get(key)
     if plan is None:
-        module, reason = native.load("_cuda")
+        module, reason = native.load("_cuda", "MultiDwconv2dPlan")
         if module is None:
             raise RuntimeError(reason)
         plan = spec.cache[key] = module.MultiDwconv2dPlan(*plan_values(spec, x, y), spec.exact_nonfinite)

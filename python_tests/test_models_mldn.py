@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lightkernels.models import count, create_model, mldn
 from lightkernels.nn import MLDNBlock, RSDC2d, set_condensation_progress
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "mldn.json").read_text())
-ROWS = ("MLDN+CDN+ResNet_(2,_4,_8)_(8,_16,_32)_cifar10", "MLDN+RSDC+CDNV2_k=5_L=6_C=G=2_cifar100")
+ROWS = ("MLDN+CDN+ResNet_(2,_2,_2)_(8,_16,_32)_cifar10", "MLDN+RSDC+CDNV2_k=5_L=6_C=G=2_cifar100")
 CONVENTIONS = {
     "condensenet": ("official_params", "official_ops"),
     "converted": ("converted_params", "converted_ops"),
@@ -47,6 +48,57 @@ def test_exact_counts(row):
             found = count(model, (3, 32, 32), convention)
             assert (found.params, found.ops) == (want[params], want[ops]), convention
     assert model.classifier.in_features == want["final_channels"]
+
+
+class Wider(torch.nn.Module):
+    """As many channels as the block that was here makes; nothing to count."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.channels = block.in_channels + block.num_layers * block.growth
+
+    def forward(self, x):
+        return x.new_empty(x.shape[0], self.channels, *x.shape[2:])
+
+
+def stated(block, convention, side):
+    """What ``count`` says of a block, which it has been asked for in whole networks above."""
+    if convention != "train":
+        x = torch.empty(1, block.in_channels, side, side, device="meta")
+        return block.stated_count(convention, x, x)
+    weights = [p.numel() for p in block.parameters()]
+    macs = sum(p.numel() for p in block.parameters() if p.dim() > 1)
+    return sum(weights), macs * side**2
+
+
+def test_exact_counts_of_every_row(monkeypatch):
+    """All networks of the table, each different block made once, with weights that nobody draws."""
+    for name in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "zeros_", "ones_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda t, *args, **kwargs: t)
+    made = {}
+
+    def cached(**options):
+        key = repr(sorted(options.items()))
+        if key not in made:
+            made[key] = MLDNBlock(**options)
+        return made[key]
+
+    monkeypatch.setattr(sys.modules["lightkernels.models.mldn"], "MLDNBlock", cached)
+    rows, wrong = [name for name, row in GOLDEN.items() if row["config"]["paths"] is not None], []
+    assert len(rows) == 49
+    for name in rows:
+        want, model = GOLDEN[name], network(GOLDEN[name]["config"])
+        blocks = [(i, m) for i, m in enumerate(model.blocks) if isinstance(m, MLDNBlock)]
+        for i, block in blocks:
+            model.blocks[i] = Wider(block)
+        for convention, (params, ops) in CONVENTIONS.items():
+            if params in want and ops in want:
+                rest = count(model, (3, 32, 32), convention)
+                parts = [stated(block, convention, 32 >> i) for i, (_, block) in enumerate(blocks)]
+                found = rest.params + sum(p for p, _ in parts), rest.ops + sum(o for _, o in parts)
+                if found != (want[params], want[ops]):
+                    wrong.append((name, convention, found))
+    assert not wrong
 
 
 SMALL = {"stages": (2, 2), "growth": (8, 16), "paths": (2, 4), "dropout": 0.0}

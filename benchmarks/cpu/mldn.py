@@ -1,9 +1,11 @@
-"""The table of MLDN: whole networks of 14-14-14 layers, batch 32, 32x32 images, against PyTorch's eager forms."""
+"""The table of MLDN: whole networks of 14-14-14 layers, batch 32, 32x32 images, against PyTorch's eager forms; and the
+first four layers of their second block, which torch.compile takes a minute for and not an hour."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from cpu import mldn_nets
 from cpu.common import Record, Row, Settings, Target, times, value
 from lightkernels import models
 from lightkernels._core import measure
-from lightkernels.nn import set_condensation_progress
+from lightkernels.nn import MLDNBlock, condense, set_condensation_progress
 
 GROWTH = (8, 16, 32)
 SHAPES = {
@@ -85,14 +87,19 @@ def _values(result: dict[str, measure.Timing], targets: dict[str, Callable[[str]
 
 
 def _measured(shape: str, kind: str, settings: Settings, x: Tensor, forms: dict[str, nn.Module]) -> Record:
-    """``forms``: the first is ours; those called CondenseNet are another network and not compared."""
-    g = torch.randn(BATCH, 10)
+    """``forms``: the first is ours; those called CondenseNet are another network and not compared; those called
+    "compiled" go through torch.compile."""
+    with torch.no_grad():
+        g = torch.randn(forms[OURS](x).shape)
     calls, errors = {}, {}
     truth: Tensor | None = None
     for name, model in forms.items():
         for layout, fmt in LAYOUTS.items():
             placed, input_ = _placed(model, layout), x.contiguous(memory_format=fmt)
             placed.train(kind == "step")
+            if name.startswith("compiled"):
+                torch._dynamo.reset()
+                placed = cast(nn.Module, torch.compile(placed, dynamic=False, options={"freezing": kind != "step"}))
             call = _step(placed, input_, g) if kind == "step" else _infer(placed, input_)
             label = f"{name} {layout}"
             if not name.startswith("CondenseNet"):
@@ -106,7 +113,7 @@ def _measured(shape: str, kind: str, settings: Settings, x: Tensor, forms: dict[
         form: (lambda label, form=form: label.startswith(f"{form} ")) for form in list(forms)[1:]
     }
     values = _values(result, keys)
-    if kind == "step":
+    if kind == "step" and "CondenseNet" in forms:
         for layout, fmt in LAYOUTS.items():
             input_ = x.contiguous(memory_format=fmt)
             bytes_ = {n: saved_bytes(_placed(forms[n], layout).train(), input_) for n in (OURS, "layered")}
@@ -151,6 +158,35 @@ def condensed(settings: Settings) -> Iterator[Record]:
         yield _measured(shape, "forward", settings, x, forms | {"condensed": mldn_nets.eager(model, "condensed")})
 
 
+BLOCK = "32x128x16x16, 4 layers"
+
+
+def _compiled(settings: Settings) -> Iterator[tuple[nn.Module, Tensor]]:
+    if settings.compile and (settings.shapes is None or BLOCK in settings.shapes):
+        torch.manual_seed(0)
+        model = mldn_nets.OneBlock(MLDNBlock(128, 16, 4, 2))
+        set_condensation_progress(model, 1.0)
+        yield model, torch.randn(BATCH, 128, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def _with_compiled(model: nn.Module, form: str, ours: nn.Module | None = None) -> dict[str, nn.Module]:
+    forms = {OURS: model if ours is None else ours, "layered": mldn_nets.eager(model, "layered")}
+    seen = "plain" if form == "condensed" else form
+    return forms | {form: mldn_nets.eager(model, form), "compiled": mldn_nets.eager(model, seen)}
+
+
+def compiled_step(settings: Settings) -> Iterator[Record]:
+    for model, x in _compiled(settings):
+        yield _measured(BLOCK, "step", settings, x, _with_compiled(model, "grouped"))
+
+
+def compiled_inference(settings: Settings) -> Iterator[Record]:
+    for model, x in _compiled(settings):
+        yield _measured(f"{BLOCK}, masked", "forward", settings, x, _with_compiled(model.eval(), "grouped"))
+        forms = _with_compiled(model, "condensed", condense(model))
+        yield _measured(f"{BLOCK}, condensed", "forward", settings, x, forms)
+
+
 ROWS = (
     Row(
         "mldn_step",
@@ -180,5 +216,20 @@ ROWS = (
             Target("layered", "over masked modules, eager", 2.8, 1.8),
         ),
         condensed,
+    ),
+    Row(
+        "mldn_step_compiled",
+        "MLDN training step of a block, torch.compile",
+        (
+            Target("compiled", "over grouped calls, compiled", 3, 2),
+            Target("grouped", "over grouped calls, eager", 2, 1.4),
+        ),
+        compiled_step,
+    ),
+    Row(
+        "mldn_inference_compiled",
+        "MLDN inference of a block, compiled with freezing",
+        (Target("compiled", "over grouped or condensed modules, compiled", 2.8, 1.8),),
+        compiled_inference,
     ),
 )

@@ -6,11 +6,12 @@ import copy
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightkernels
 from lightkernels import models
-from lightkernels.nn import MLDNBlock, RSDC2d
+from lightkernels.nn import CondensedConv2d, MLDNBlock, RSDC2d
 from lightkernels.nn.mldn import MLDNPath
 
 
@@ -20,20 +21,43 @@ class Layered(nn.Module):
     RSDC is a dense convolution of its window, zero but for its cells; a condensed 1x1 picks its inputs and convolves.
     """
 
-    def __init__(self, block: MLDNBlock, condensed: bool = False) -> None:
+    def __init__(self, block: MLDNBlock, condensed: bool = False, plain: bool = False) -> None:
         super().__init__()
-        self.layers = copy.deepcopy(block.layers)
+        self.layers, self.plain = copy.deepcopy(block.layers), plain
         for path in (m for m in self.layers.modules() if isinstance(m, MLDNPath)):
             if isinstance(path.conv, RSDC2d):
                 path.conv = path.conv.to_conv2d()
             if condensed:
-                path.reduce = path.reduce.condense()  # type: ignore[assignment]
+                small = path.reduce.condense()
+                path.reduce = PlainCondensed(small) if plain else small  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.plain:
+            return self.run(x)
         with lightkernels.use_backend("torch"):
-            for layer in self.layers:
-                x = layer(x)
+            return self.run(x)
+
+    def run(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
         return x
+
+
+class PlainCondensed(nn.Module):
+    """Picked channels, norm, ReLU, grouped convolution, shuffle: PyTorch's operators, for torch.compile to see."""
+
+    def __init__(self, one: CondensedConv2d) -> None:
+        super().__init__()
+        self.groups, self.norm = len(one.index), one.norm
+        self.register_buffer("index", one.index.flatten())
+        weight = one.weight.detach().unflatten(0, (-1, self.groups)).transpose(0, 1).flatten(0, 1)
+        self.weight = nn.Parameter(weight[:, :, None, None].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = cast(Tensor, self.index)
+        y = F.conv2d(self.norm(x.index_select(1, index)).relu(), self.weight, groups=self.groups)
+        shuffled: Tensor = y.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+        return shuffled
 
 
 class Grouped(nn.Module):
@@ -86,13 +110,28 @@ def _joined(norms: list[nn.BatchNorm2d]) -> nn.BatchNorm2d:
 
 
 def eager(model: nn.Module, form: str) -> nn.Module:
-    """A copy of an MLDN whose blocks are ``layered``, ``condensed`` (layered) or ``grouped``."""
+    """A copy of an MLDN whose blocks are ``layered``, ``condensed`` (layered), ``plain`` (condensed, by PyTorch's
+    operators alone) or ``grouped``."""
     copied = copy.deepcopy(model)
     blocks = cast(nn.Sequential, copied.blocks)
     for i, block in enumerate(blocks):
         if isinstance(block, MLDNBlock):
-            blocks[i] = Grouped(block) if form == "grouped" else Layered(block, form == "condensed")
+            blocks[i] = (
+                Grouped(block) if form == "grouped" else Layered(block, form in ("condensed", "plain"), form == "plain")
+            )
     return copied
+
+
+class OneBlock(nn.Module):
+    """A dense block in the place of a network."""
+
+    def __init__(self, block: MLDNBlock) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(block)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.blocks(x)
+        return y
 
 
 def condensenet(growth: tuple[int, ...]) -> nn.Module:

@@ -182,6 +182,36 @@ def test_wrong_arguments_are_refused_by_name(call, kind, text):
             one()
 
 
+@pytest.mark.parametrize(
+    ("groups", "sets_", "count", "more", "ways"),
+    [
+        (1, 1, 9, {}, "fwd matrix product over vectors of channels, bwd_x matrix product over vectors of channels"),
+        (1, 64, 9, {}, "fwd each filter's taps over vectors of pixels, bwd_x matrix product over vectors of channels"),
+        (1, 64, 18, {}, "fwd masked dense window, bwd_x matrix product over vectors of channels, bwd_w masked dense"),
+        (64, 64, 9, {}, "fwd depthwise with zeros between the taps, bwd_x depthwise"),
+        (
+            16,
+            64,
+            9,
+            {},
+            "fwd each filter's taps over vectors of pixels, bwd_x each filter's taps over vectors of pixels",
+        ),
+        (1, 1, 9, {"dilation": 500}, "fwd tap by tap, bwd_x tap by tap, bwd_w tap by tap"),
+        (1, 1, 9, {"dilation": 2**31 - 1}, "fwd tap by tap, bwd_x tap by tap, bwd_w tap by tap"),
+        (1, 1, 9, {"stride": 2**31 - 1}, "fwd "),
+    ],
+)
+def test_explain_tells_how_each_pass_is_computed(groups, sets_, count, more, ways):
+    pytest.importorskip("lightkernels._C")
+    x, weight = torch.randn(2, 64, 14, 14), torch.randn(64, 64 // groups, count)
+    values = {"kernel_size": 5, "groups": groups, "backend": "cpu", **more}
+    told = lightkernels.explain("rsdc2d", x, weight, sets.draw(sets_, count, 5), **values)
+    assert told.config.startswith(ways)
+    if "dilation" not in more:  # what is said to run does
+        tensors = (x.requires_grad_(), weight.requires_grad_(), sets.draw(sets_, count, 5))
+        rsdc2d(*tensors, **values).sum().backward()
+
+
 def test_taps_are_read_once_for_a_tensor_and_its_version(monkeypatch):
     reads = []
     right = sets.check_values

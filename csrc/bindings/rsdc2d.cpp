@@ -96,7 +96,13 @@ void bind(py::module_& m) {
           [](const Plan& plan, Address g, Address x, Address taps, Address gw, int threads) {
             check(table().bwd_w(plan.with(taps, threads), at(g), at(x), at(gw)));
           },
-          nogil());
+          nogil())
+      .def("ways", [](const Plan& plan, int threads) {
+        std::vector<int> ways;
+        for (const Pass pass : {Pass::fwd, Pass::bwd_x, Pass::bwd_w})
+          ways.push_back(static_cast<int>(table().way(plan.with(0, threads), pass)));
+        return ways;
+      });
 }
 
 const bindings::Registrar registrar(bind);

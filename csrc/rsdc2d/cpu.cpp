@@ -21,40 +21,77 @@ inline bool whole_window(const Params& p, i64 percent) {
 }
 
 template <class T>
-int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
-  if (is_depthwise(p)) return depthwise_fwd<T>(p, x, w, bias, y);
-  if (mostly_zeros(p, false)) return generic_fwd<T>(p, x, w, bias, y);
-  if (in_planes(p)) return planes_conv<T>(p, false, x, w, bias, y);
-  if (!dense(p, group_out(p), group_in(p) * p.taps)) return sparse_conv<T>(p, false, x, w, bias, y);
-  if (whole_window(p, kPairs<T> && has_pairs() ? 20 : 42)) {
-    Window<T> window(p);
-    if (!window.there()) return out_of_memory;
-    window.spread(p, w);
-    return dense_conv<T>(window.params(p), false, x, window.data, bias, y);
+Way way_of(const Params& p, Pass pass) {
+  if (is_depthwise(p)) return Way::depthwise;
+  if (mostly_zeros(p, pass == Pass::bwd_x)) return Way::generic;
+  if (pass == Pass::bwd_w) {
+    const bool channels = group_in(p) >= 16;
+    if (p.exact && (!channels || p.sets > p.groups)) return Way::generic;
+    if (channels && whole_window(p, 70)) return Way::window;
+    return channels ? Way::channels : Way::pixels;
   }
-  return p.sets > p.groups ? sparse_conv<T>(p, false, x, w, bias, y) : dense_conv<T>(p, false, x, w, bias, y);
+  if (in_planes(p)) return Way::planes;
+  if (pass == Pass::bwd_x) return dense(p, group_in(p), group_out(p) * p.taps) ? Way::channels : Way::pixels;
+  if (!dense(p, group_out(p), group_in(p) * p.taps)) return Way::pixels;
+  if (whole_window(p, kPairs<T> && has_pairs() ? 20 : 42)) return Way::window;
+  return p.sets > p.groups ? Way::pixels : Way::channels;
+}
+
+template <class T>
+int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
+  switch (way_of<T>(p, Pass::fwd)) {
+    case Way::depthwise:
+      return depthwise_fwd<T>(p, x, w, bias, y);
+    case Way::generic:
+      return generic_fwd<T>(p, x, w, bias, y);
+    case Way::planes:
+      return planes_conv<T>(p, false, x, w, bias, y);
+    case Way::pixels:
+      return sparse_conv<T>(p, false, x, w, bias, y);
+    case Way::channels:
+      return dense_conv<T>(p, false, x, w, bias, y);
+    case Way::window:
+      break;
+  }
+  Window<T> window(p);
+  if (!window.there()) return out_of_memory;
+  window.spread(p, w);
+  return dense_conv<T>(window.params(p), false, x, window.data, bias, y);
 }
 template <class T>
 int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
-  if (is_depthwise(p)) return depthwise_bwd_x<T>(p, g, w, gx);
-  if (mostly_zeros(p, true)) return generic_bwd_x<T>(p, g, w, gx);
-  if (in_planes(p)) return planes_conv<T>(p, true, g, w, nullptr, gx);
-  if (dense(p, group_in(p), group_out(p) * p.taps)) return dense_conv<T>(p, true, g, w, nullptr, gx);
-  return sparse_conv<T>(p, true, g, w, nullptr, gx);
+  switch (way_of<T>(p, Pass::bwd_x)) {
+    case Way::depthwise:
+      return depthwise_bwd_x<T>(p, g, w, gx);
+    case Way::generic:
+      return generic_bwd_x<T>(p, g, w, gx);
+    case Way::planes:
+      return planes_conv<T>(p, true, g, w, nullptr, gx);
+    case Way::channels:
+      return dense_conv<T>(p, true, g, w, nullptr, gx);
+    default:
+      return sparse_conv<T>(p, true, g, w, nullptr, gx);
+  }
 }
 template <class T>
 int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
-  if (is_depthwise(p)) return depthwise_bwd_w<T>(p, g, x, gw);
-  const bool channels = group_in(p) >= 16;
-  if (mostly_zeros(p, false) || (p.exact && (!channels || p.sets > p.groups))) return generic_bwd_w<T>(p, g, x, gw);
-  if (channels && whole_window(p, 70)) {
-    Window<T> window(p);
-    if (!window.there()) return out_of_memory;
-    const int error = dense_grad<T>(window.params(p), g, x, window.data);
-    window.gather(p, gw);
-    return error;
+  switch (way_of<T>(p, Pass::bwd_w)) {
+    case Way::depthwise:
+      return depthwise_bwd_w<T>(p, g, x, gw);
+    case Way::generic:
+      return generic_bwd_w<T>(p, g, x, gw);
+    case Way::channels:
+      return dense_grad<T>(p, g, x, gw);
+    case Way::window:
+      break;
+    default:
+      return sparse_grad<T>(p, g, x, gw);
   }
-  return channels ? dense_grad<T>(p, g, x, gw) : sparse_grad<T>(p, g, x, gw);
+  Window<T> window(p);
+  if (!window.there()) return out_of_memory;
+  const int error = dense_grad<T>(window.params(p), g, x, window.data);
+  window.gather(p, gw);
+  return error;
 }
 
 template <class T>
@@ -95,9 +132,12 @@ int bwd_w(const Params& p, const void* g, const void* x, void* gw) {
 #undef LK_CALL
 }
 
+// 16-bit types that the processor multiplies in pairs choose otherwise.
+Way way(const Params& p, Pass pass) { return p.dtype == DType::bf16 ? way_of<bf16>(p, pass) : way_of<float>(p, pass); }
+
 }  // namespace
 
 namespace lk::rsdc2d {
 extern const Table LK_CAT(table_, LK_ISA);
-const Table LK_CAT(table_, LK_ISA) = {fwd, bwd_x, bwd_w};
+const Table LK_CAT(table_, LK_ISA) = {fwd, bwd_x, bwd_w, way};
 }  // namespace lk::rsdc2d

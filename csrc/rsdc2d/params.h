@@ -26,10 +26,15 @@ struct Params {
 
 inline i64 offset(const Strides& s, i64 n, i64 c, i64 h, i64 w) { return n * s.n + c * s.c + h * s.h + w * s.w; }
 
+// How a pass is computed; native.py has words for it, in this order.
+enum class Way : int { depthwise, generic, planes, pixels, channels, window };
+enum class Pass : int { fwd, bwd_x, bwd_w };
+
 struct Table {
   int (*fwd)(const Params&, const void* x, const void* weight, const void* bias, void* y);
   int (*bwd_x)(const Params&, const void* g, const void* weight, void* gx);
   int (*bwd_w)(const Params&, const void* g, const void* x, void* gw);
+  Way (*way)(const Params&, Pass);
 };
 
 }  // namespace lk::rsdc2d

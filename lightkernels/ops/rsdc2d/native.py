@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _threads = torch.get_num_threads
 _empty = torch.empty_strided
+_PASSES = ("fwd", "bwd_x", "bwd_w")
+# In the order of Way in csrc/rsdc2d/params.h.
+_WAYS = (
+    "depthwise with zeros between the taps",
+    "tap by tap",
+    "depthwise, planes in cache",
+    "each filter's taps over vectors of pixels",
+    "matrix product over vectors of channels",
+    "masked dense window",
+)
 
 
 def why_not(spec: Spec) -> str | None:
@@ -40,6 +50,15 @@ def copies(spec: Spec) -> str | None:
     if not readable(spec, spec.x_stride):
         return f"x is copied: its strides {spec.x_stride} are neither NCHW rows nor NHWC pixels"
     return None
+
+
+def config_text(spec: Spec) -> str | None:
+    """How each pass is computed, for ``explain``."""
+    x = spec.x_stride if readable(spec, spec.x_stride) else spec.dense_x_stride
+    plan: Any = None if spec.empty else _plan(spec, x, spec.y_stride)
+    if not hasattr(plan, "ways"):  # nothing to compute, or a core of an earlier build
+        return None
+    return ", ".join(f"{name} {_WAYS[way]}" for name, way in zip(_PASSES, plan.ways(_threads()), strict=True))
 
 
 def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:

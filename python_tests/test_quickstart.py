@@ -99,6 +99,7 @@ def test_exit_code(
     monkeypatch.setattr(quickstart, "fit", lambda *args: History(1, 1, [0.5], [reached]))
     agreement = check.Agreement("x: output", difference, difference, 0.5, 1.0)
     monkeypatch.setattr(check, "compare_layers", lambda *args: [agreement])
+    monkeypatch.setattr(picture, "draw", lambda *args: None)
     assert cli.main([*TINY, str(tmp_path)]) == code
 
 

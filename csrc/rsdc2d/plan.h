@@ -102,11 +102,11 @@ inline Plan make_plan(const Params& p, bool backward) {
           go};
 }
 
-// Whether staged maps would be little but zeros: windows that reach far past them.
+// Whether staged maps would be little but zeros: windows that reach far past them, or strides with many bare phases.
 inline bool mostly_zeros(const Params& p, bool backward) {
   const Plan g = make_plan(p, backward);
   const double frame = static_cast<double>(g.planes()) * (g.halo() + 8) * g.pitch();  // may be over 2^63
-  return frame > 65536 + 32 * (p.h * p.w + p.ho * p.wo);
+  return frame > 65536 + 32 * (p.h * p.w + p.ho * p.wo) || g.phases() > 4096;
 }
 
 // Pieces of one block of memory, each on its own cache lines. First counted, then given out.

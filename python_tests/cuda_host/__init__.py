@@ -21,7 +21,9 @@ from lightkernels._core import native
 from lightkernels.ops.multi_dwconv2d import OP, cuda
 
 CSRC = Path(__file__).parents[2] / "csrc"
-FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-DLK_HOST", "-U_FORTIFY_SOURCE", "-w", f"-I{CSRC}"]
+# A misaligned vector, which a device refuses, and an index outside an array of registers end the process here.
+TRAPS = ["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]
+FLAGS = [*TRAPS, "-std=c++17", "-O1", "-shared", "-fPIC", "-DLK_HOST", "-U_FORTIFY_SOURCE", "-w", f"-I{CSRC}"]
 
 
 class Launch(NamedTuple):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightkernels.ops.mldn_block.spec import Spec
 
 _DTYPES = {torch.float32: 0, torch.float64: 1}
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def why_not(spec: Spec) -> str | None:
@@ -24,20 +25,23 @@ def why_not(spec: Spec) -> str | None:
     module, reason = native.load("_C", "MldnBlockPlan")
     if module is None:
         return reason
-    if spec.dtype not in _DTYPES:
+    if spec.dtype not in _DTYPES and spec.dtype not in _HALF:
         return f"dtype {spec.dtype} is not supported"
     return None
 
 
 def copies(spec: Spec) -> str | None:
     """What is copied before and after the kernel runs, for ``explain``."""
+    found = []
     if spec.layout == "nhwc":
-        return "x, the output and their gradients are transposed: the kernels work on NCHW maps"
-    return None
+        found.append("x, the output and their gradients are transposed: the kernels work on NCHW maps")
+    if spec.dtype in _HALF:
+        found.append("all tensors are converted: the kernels work in float32")
+    return "; ".join(found) or None
 
 
 def _plan(spec: Spec, keep: bool) -> Any:
-    plan = spec.cache.get(("native", keep))
+    plan = spec.cache.get(("native", keep, spec.dtype))
     if plan is None:
         module, reason = native.load("_C", "MldnBlockPlan")
         if module is None:
@@ -48,7 +52,7 @@ def _plan(spec: Spec, keep: bool) -> Any:
         table = [to for layer in spec.table() for to in layer]
         threshold = spec.threshold if spec.dropout > 0 else 0
         plan = module.MldnBlockPlan(head, spec.eps, threshold, 1 / (1 - spec.dropout), table)
-        spec.cache["native", keep] = plan
+        spec.cache["native", keep, spec.dtype] = plan
     return plan
 
 
@@ -90,7 +94,18 @@ def _buffer(spec: Spec, t: Inputs) -> Tensor:
     return y
 
 
+def _wide(spec: Spec, t: Inputs) -> tuple[Spec, Inputs]:
+    """A call in 16 bit as one in float32."""
+    key = ("wide", spec.keep)
+    if key not in spec.cache:
+        spec.cache[key] = replace(spec, dtype=torch.float32)
+    return spec.cache[key], Inputs(*(one.float() if one is not None and one.dtype in _HALF else one for one in t))
+
+
 def fwd(spec: Spec, t: Inputs) -> Outputs:
+    if spec.dtype in _HALF:
+        out = fwd(*_wide(spec, t))
+        return out._replace(y=out.y.to(spec.dtype), mid=out.mid.to(spec.dtype))
     if spec.index_groups > 0:
         return Outputs(infer(spec, t), *(torch.empty(shape, dtype=dtype) for shape, dtype in spec.kept()))
     t, y = _dense(t), _buffer(spec, t)
@@ -98,12 +113,14 @@ def fwd(spec: Spec, t: Inputs) -> Outputs:
     mid = _maps(spec, spec.mid_shape)
     if not spec.empty:
         inner = mid if spec.keep else _maps(spec, _one_layer(spec))
-        out = [_address(one) for one in (y, inner, *stats)]
-        _plan(spec, spec.keep).fwd(_inputs(t), _seed(t), out, torch.get_num_threads())
+        outputs = [_address(one) for one in (y, inner, *stats)]
+        _plan(spec, spec.keep).fwd(_inputs(t), _seed(t), outputs, torch.get_num_threads())
     return Outputs(_as_layout(y, spec), stats[0], stats[1], stats[2], mid)
 
 
 def infer(spec: Spec, t: Inputs) -> Tensor:
+    if spec.dtype in _HALF:
+        return infer(*_wide(spec, t)).to(spec.dtype)
     if spec.dropout > 0:
         return fwd(spec, t).y
     t, y = _dense(t), _buffer(spec, t)
@@ -113,30 +130,37 @@ def infer(spec: Spec, t: Inputs) -> Tensor:
 
 
 def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor | None, ...]:
+    if spec.dtype in _HALF:
+        wide, t = _wide(spec, t)
+        if spec.version == 2:  # what was rounded cannot be taken back
+            wide = replace(wide, keep=False)
+        known = out._replace(y=out.y.float(), mid=out.mid.float() if wide.keep else out.mid)
+        grads = bwd(wide, g.float(), t, known)
+        norms = (3, 4, 7)
+        return tuple(v if v is None or i in norms else v.to(spec.dtype) for i, v in enumerate(grads))
     gx = _maps(spec, spec.x_shape)
     names = ("weight1", "weight3", "affine1", "affine2", "bias3", "weight_sfr", "affine3")
     given = [getattr(t, name) for name in names]
-    grads = {n: None if one is None else torch.empty_like(one) for n, one in zip(names, given, strict=True)}
+    found = {n: None if one is None else torch.empty_like(one) for n, one in zip(names, given, strict=True)}
     if spec.empty:
-        return (_as_layout(gx, spec), *(None if one is None else one.zero_() for one in grads.values()))
+        return (_as_layout(gx, spec), *(None if one is None else one.zero_() for one in found.values()))
+    keep = spec.keep or spec.version == 2
+    if keep and not spec.keep:
+        out = fwd(replace(spec, keep=True), t)
     g, y, t = g.contiguous(), out.y.contiguous(), _dense(t)
     inner = torch.empty(_one_layer(spec), dtype=spec.acc_dtype)
     state = lost = third = None
-    keep = spec.keep
     if spec.version == 1:
         buffer = torch.empty((spec.n, spec.paths * spec.widths[-2], spec.h, spec.w), dtype=spec.acc_dtype)
         mid = out.mid if keep else _maps(spec, _one_layer(spec))
     else:
         # What each layer read is found from the output by taking back what later layers added, with values that have
         # to be those that were added: they are kept, or the forward runs again.
-        if not keep:
-            spec, keep = replace(spec, keep=True), True
-            out = fwd(spec, t)
         buffer, state, mid = g.to(spec.acc_dtype, copy=True), y.clone(), out.mid
         lost = mid[mid.numel() - spec.n * spec.paths * spec.widths[-2] * spec.h * spec.w :].clone()
         third = torch.empty((spec.n, spec.growth, spec.h, spec.w), dtype=spec.acc_dtype)
     order = ("weight1", "weight3", "bias3", "weight_sfr", "affine1", "affine2", "affine3")
-    addresses = [_address(one) for one in (g, buffer, inner, third, state, lost, gx, *(grads[name] for name in order))]
+    addresses = [_address(one) for one in (g, buffer, inner, third, state, lost, gx, *(found[name] for name in order))]
     outputs = [_address(one) for one in (y, mid, out.stats1, out.stats2, out.stats3)]
     _plan(spec, keep).bwd(_inputs(t), _seed(t), outputs, addresses, torch.get_num_threads())
-    return (_as_layout(gx, spec), *grads.values())
+    return (_as_layout(gx, spec), *found.values())

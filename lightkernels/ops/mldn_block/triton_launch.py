@@ -27,7 +27,7 @@ class Tiles:
         self.mid = min(64 if wide else 128, max(16, pow2(spec.mid)))
         self.kappa = min(64 if wide else 128, max(16, pow2(spec.kappa)))
         self.bk = 16 if wide else 32
-        self.warps = 8 if self.bm == 128 else 4
+        self.warps = 8 if self.bm == 128 else 4  # of what also reads norms; the k x k's forward has room for 4
 
 
 class Block:
@@ -107,7 +107,7 @@ class Block:
             t.taps if taps else self.weight3, self.part, self.m, spec.widths[layer], first, first, t.affine2.shape[1],
             stats.shape[1], self.count, layer, H=spec.h, W=spec.w, KAPPA=spec.kappa, K=spec.kernel_size,
             **self.mid_stride, YN=yn, YC=yc, YQ=yq, Y_PATH=spec.widths[-1], XOR=xor, TURN=turn, TAPS=taps,
-            BIAS=spec.has_bias, BN=tiles.kappa, **self.common, **self.options,
+            BIAS=spec.has_bias, BN=tiles.kappa, **self.common, **self.options | {"num_warps": 4},
         )  # fmt: skip
 
     def condensed(self, layer: int) -> None:
@@ -117,13 +117,14 @@ class Block:
         picked, each = spec.widths[layer] // spec.condense_factor, spec.mid // spec.index_groups
         column = spec.paths * sum(spec.inputs_of(i) for i in range(layer))
         bn = min(tiles.mid, max(16, pow2(each)))
-        shared = {key: self.common[key] for key in ("PATHS", "MID", "EPS", "ACC", "MODE", "BM", "BK")}
-        programs = blocks((self.m, tiles.bm), (each, bn)) * spec.index_groups * spec.paths
+        bm = min(64, tiles.bm)  # of more, what is picked and normed would fill the registers
+        shared = {key: self.common[key] for key in ("PATHS", "MID", "EPS", "ACC", "MODE", "BK")}
+        programs = blocks((self.m, bm), (each, bn)) * spec.index_groups * spec.paths
         triton_forms.condensed[(programs,)](
             self.y, t.weight1, self.middle(layer), t.index, t.affine1, t.running1, self.m, spec.widths[layer], picked,
             spec.mid * spec.starts[layer] // spec.condense_factor, column, t.affine1.shape[1], t.running1.shape[1],
             PIXELS=spec.h * spec.w, GROUPS=spec.index_groups, UN=un, UC=uc, UQ=uq, U_PATH=spec.widths[-1],
-            **self.mid_stride, BN=bn, **shared, **self.options,
+            **self.mid_stride, BM=bm, BN=bn, **shared, **self.options | {"num_warps": 4},
         )  # fmt: skip
 
     def reactivate(self, layer: int, stats: Tensor, moments: bool) -> None:
@@ -200,7 +201,9 @@ def recorded(spec: Spec, kind: str = "fwd") -> list[Launch]:
     def meta(shape: tuple[int, ...], dtype: torch.dtype = spec.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    forms: dict[str, Any] = dict.fromkeys(("weight1", "weight3", "weight_sfr"), spec.dtype) | {"index": torch.int64}
+    forms: dict[str, Any] = dict.fromkeys(("weight1", "weight3", "weight_sfr"), spec.dtype) | dict.fromkeys(
+        ("index", "seed"), torch.int64
+    )
     norms = ("affine1", "affine2", "affine3", "running1", "running2", "running3")
     forms |= dict.fromkeys(norms, spec.acc_dtype)
     given: dict[str, Any] = {}

@@ -142,7 +142,7 @@ class Backward:
         bn = min(64, max(16, pow2(width)))
         triton_back.pointwise_back[(self.rows * blocks((width, bn)) * spec.paths,)](
             self.back, z, t.weight1, self.out.y, self.total, *norms, self.part, self.m, width, spec.mid * start, *rows,
-            **self.pixels, BM=tiles.bm, BN=bn, BK=tiles.bk, **self.options,
+            **self.pixels, BM=tiles.bm, BN=bn, BK=max(16, 64 // spec.dtype.itemsize), **self.options,
         )  # fmt: skip
         self._norm_sums("affine1", spec.paths * width, start, width)
         bm, bo = (16 if self.wide else 32), min(32 if self.wide else 64, tiles.mid)

@@ -3,6 +3,7 @@
 #include "multi_dwconv2d/nchw_direct.h"
 #include "multi_dwconv2d/nchw_grad.h"
 #include "multi_dwconv2d/nhwc.h"
+#include "multi_dwconv2d/nhwc_direct.h"
 
 #define LK_CAT2(a, b) a##b
 #define LK_CAT(a, b) LK_CAT2(a, b)
@@ -21,6 +22,8 @@ int direct_as([[maybe_unused]] const Params& p, [[maybe_unused]] const T* x, [[m
 #if defined(__AVX2__)
   if constexpr (__is_same(T, float))
     if (nchw::goes_direct(p, input)) return nchw::direct(p, x, w, b, y, input);
+  if constexpr (__is_same(T, float))
+    if (nhwc::goes_direct(p, input)) return nhwc::direct(p, x, w, b, y, input);
 #endif
   return unsupported;
 }

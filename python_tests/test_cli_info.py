@@ -77,7 +77,9 @@ def test_every_probe_survives_a_broken_installation(monkeypatch: pytest.MonkeyPa
 
 
 def test_info_shows_why_the_native_core_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "load", lambda name: (None, "libgomp.so.1: cannot open shared object file"))
+    monkeypatch.setattr(
+        native, "load", lambda name, needed=None: (None, "libgomp.so.1: cannot open shared object file")
+    )
     text = info.text(info.collect())
     assert "native core       not loaded: libgomp.so.1: cannot open shared object file" in text
     assert "  cpu        libgomp.so.1: cannot open shared object file" in text
@@ -86,7 +88,7 @@ def test_info_shows_why_the_native_core_is_not_there(monkeypatch: pytest.MonkeyP
 def test_info_names_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = {"baseline": (True, True), "avx2": (True, True), "avx512": (True, False), "amx": (False, False)}
     module = SimpleNamespace(isa=lambda: "avx2", isas=lambda: sets)
-    monkeypatch.setattr(native, "load", lambda name: (module, None))
+    monkeypatch.setattr(native, "load", lambda name, needed=None: (module, None))
     found = info.instruction_sets()
     assert found["baseline"] == "usable"
     assert found["avx2"] == "in use"

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--finetune-epochs", type=int, default=20)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--gate-every", type=int, default=4, help="1: every layer's gates learn in every step")
+    parser.add_argument("--gate-every", type=int, default=1, help="4: a layer's gates learn in one step of four")
     parser.add_argument("--baselines", type=int, default=3, help="0: the search alone, without any comparison")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/compress-digits"))

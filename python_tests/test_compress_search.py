@@ -23,7 +23,8 @@ def made(operators="SOP8", **options):
 
 
 def settings(**changes):
-    return preset("recommended", **{"epochs": 4, "warmup_epochs": 1, "freeze_epochs": 1, "lr": 0.05, **changes})
+    given = {"epochs": 4, "warmup_epochs": 1, "freeze_epochs": 1, "lr": 0.05, "gate_every": 2, **changes}
+    return preset("recommended", **given)
 
 
 def same(a, b):

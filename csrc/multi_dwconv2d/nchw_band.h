@@ -127,6 +127,11 @@ __attribute__((noinline)) void band(const Band& b, i64 j0, i64 j1) {
 #pragma GCC unroll 16
       for (int r = 0; r < TH; ++r) acc[r] = init;
       const float* const from = x + j - R;
+      if constexpr (!kMasksSums) {  // masked loads do not set off the processor's own guesses
+        const float* ahead = x + j + (TH + R) * b.x_row;
+#pragma GCC unroll 16
+        for (int r = 0; r < TH; ++r, ahead += b.x_row) __builtin_prefetch(ahead, 0, 3);
+      }
       if constexpr (K == 3) {
 #pragma GCC unroll 4
         for (int v = 0; v < K; ++v) band_column<K, TH, Whole, V>(acc, b, held[v], from + v, m[v]);

@@ -15,7 +15,7 @@ constexpr bool direct_kernel(i64 k, i64) { return k == 3 || k == 5 || k == 7; }
 constexpr bool direct_kernel(i64 k, i64 width) { return k == 3 || (k == 7 && width < 16); }
 #endif
 
-constexpr i64 kPastDirect = (kVecBytes == 64 ? 16 : 6) << 20;  // outputs from this size on bypass the caches: measured
+constexpr i64 kPastDirect = 16 << 20;  // outputs from this size on bypass the caches
 
 #if defined(__AVX2__)
 // Bands this high read each row once a tap column; 0: lower ones do.

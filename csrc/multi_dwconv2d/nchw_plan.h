@@ -236,6 +236,14 @@ inline void place(Plan& plan, const Frame& f) {
   }
 }
 
+// d += s, a kernel of K x K, in a matrix of `pitch` columns.
+template <int K, class T>
+void add_kernel(Acc<T>* d, i64 pitch, const T* s) {
+  for (int u = 0; u < K; ++u, d += pitch)
+#pragma GCC unroll 8
+    for (int v = 0; v < K; ++v) d[v] += to_acc(s[u * K + v]);
+}
+
 template <class T>
 void pack(Acc<T>* dst, const Plan& plan, const Params& p, const T* w, i64 channel, bool flip) {
   for (i64 n = 0; n < plan.groups.size; ++n) {
@@ -248,20 +256,26 @@ void pack(Acc<T>* dst, const Plan& plan, const Params& p, const T* w, i64 channe
       const Branch& b = p.branches[m];
       if (b.dilation != g.dilation) continue;
       const T* s = w + b.weight_start + channel * b.kernel * b.kernel;
-      if (g.first == g.last) {
-        if (flip)
-          for (i64 i = 0; i < area; ++i) d[area - 1 - i] = to_acc(s[i]);
-        else
-          for (i64 i = 0; i < area; ++i) d[i] = to_acc(s[i]);
-        continue;
-      }
-      const i64 k = b.kernel, shift = (g.kernel - k) / 2;
-      for (i64 u = 0; u < k; ++u)
-        for (i64 v = 0; v < k; ++v) {
-          const i64 at = (u + shift) * g.kernel + v + shift;
-          d[flip ? area - 1 - at : at] += to_acc(s[u * k + v]);
-        }
+      const i64 k = b.kernel;
+      Acc<T>* to = d + (g.kernel - k) / 2 * (g.kernel + 1);
+      if (g.first == g.last)
+        for (i64 i = 0; i < area; ++i) d[i] = to_acc(s[i]);
+      else if (k == g.kernel)
+        for (i64 i = 0; i < area; ++i) d[i] += to_acc(s[i]);
+      else if (k == 5)
+        add_kernel<5>(to, g.kernel, s);
+      else if (k == 3)
+        add_kernel<3>(to, g.kernel, s);
+      else
+        for (i64 u = 0; u < k; ++u)
+          for (i64 v = 0; v < k; ++v) to[u * g.kernel + v] += to_acc(s[u * k + v]);
     }
+    if (flip)
+      for (i64 i = 0; i < area / 2; ++i) {
+        const Acc<T> first = d[i];
+        d[i] = d[area - 1 - i];
+        d[area - 1 - i] = first;
+      }
   }
 }
 

@@ -65,7 +65,13 @@ struct Conv {
           const Branch& b = p.branches[e.branch];
           const i64 kk = b.kernel * b.kernel;
           const T* from = w + b.weight_start + c0 * kk + e.cell;
-          for (int l = 0; l < n; ++l) to[e.slot * V + l] += to_acc(from[l * kk]);
+          alignas(64) A column[V] = {};
+          if (n == V)
+#pragma GCC unroll 16
+            for (int l = 0; l < V; ++l) column[l] = to_acc(from[l * kk]);
+          else
+            for (int l = 0; l < n; ++l) column[l] = to_acc(from[l * kk]);
+          vstore(to + e.slot * V, vload(to + e.slot * V) + vload(column));
         }
       }
     }

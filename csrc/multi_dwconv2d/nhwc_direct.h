@@ -7,7 +7,7 @@ namespace {
 namespace nhwc {
 
 constexpr i64 kDirectBytes = 512;      // channels of a block: a few rows of a tile stay in the first-level cache
-constexpr i64 kDirectPast = 1 << 20;   // outputs from this size on bypass the caches
+constexpr i64 kDirectPast = 8 << 20;   // outputs from this size on bypass the caches
 constexpr double kDirectTeam = 200e3;  // multiply-adds below which a team of threads costs more than it saves
 
 // Rows of TW columns and `vecs` vectors of channels.

@@ -136,7 +136,12 @@ def test_ctrl_c_leaves_nothing_half_written(
 def test_a_real_ctrl_c(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "lightkernels", "quickstart", "--out", str(tmp_path)]
     with subprocess.Popen(
-        run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(PYTHONUNBUFFERED="1")
+        run,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(PYTHONUNBUFFERED="1"),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -116,8 +116,9 @@ def explained(target: Target, case: Case, dtype: torch.dtype, layout: str, seed:
         return
     sample = target.build(case, dtype, layout, seed)
     runs = {name: target_runs(target, name, sample) for name in target.op.backends}
-    # A tensor without one layout; a kernel of one layout only.
-    may_copy = min(sample.args[0].shape) <= 1 or (layout == "nhwc" and not target.op.bilinear)
+    # A tensor without one layout; a kernel of one layout, or of float32 and float64 only.
+    one_kind = (layout == "nhwc" or dtype.itemsize == 2) and not target.op.bilinear
+    may_copy = min(sample.args[0].shape) <= 1 or one_kind
     for name, here in runs.items():
         told = lightkernels.explain(target.name, *sample.args, **sample.kwargs, backend=name)
         if told.chosen != (name if here else None) or told.asked != name or told.op != target.name:

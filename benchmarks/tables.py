@@ -150,7 +150,7 @@ def markdown(rows: tuple[Row, ...], data: Record) -> str:
 
 
 def readme(rows: tuple[Row, ...], runs: list[Record]) -> str:
-    """The short table: the worst case of each row with a goal, one column a run."""
+    """The short table: the worst case of each row with a goal that was measured, one column a run."""
     head = ["case", "compared", "goal", *(f"{d['machine']['isa']}, {d['machine']['threads']} threads" for d in runs)]
     lines = []
     for row in rows:
@@ -161,7 +161,8 @@ def readme(rows: tuple[Row, ...], runs: list[Record]) -> str:
                 found = worst(records, target)
                 cells.append(f"{number(found['value'], target.unit)}, {verdict(records, target)}" if found else "-")
             sign = "at most " if target.less else ""
-            lines.append([row.title, target.label, sign + number(target.goal, target.unit), *cells])
+            if cells != ["-"] * len(runs):
+                lines.append([row.title, target.label, sign + number(target.goal, target.unit), *cells])
     return _table(head, lines)
 
 

@@ -1,44 +1,13 @@
-// Addresses come in as integers (Tensor.data_ptr()); shapes and dtypes were checked in Python.
-#include <stdexcept>
-
-#include "bindings/registry.h"
+#include "bindings/native.h"
 #include "channel_norm/params.h"
-
-namespace py = pybind11;
-using Address = std::uintptr_t;
 
 namespace lk::channel_norm {
 
-extern const Table table_baseline;
-#ifdef LK_HAVE_avx2
-extern const Table table_avx2;
-#endif
-#ifdef LK_HAVE_avx512
-extern const Table table_avx512;
-#endif
+LK_TABLE_OF_KERNELS()
 
 namespace {
 
-const Table& table() {
-  static const Tables<Table> tables = {{
-      &table_baseline,
-#ifdef LK_HAVE_avx2
-      &table_avx2,
-#else
-      nullptr,
-#endif
-#ifdef LK_HAVE_avx512
-      &table_avx512,
-#else
-      nullptr,
-#endif
-  }};
-  return *tables.get();
-}
-
-void check(int error) {
-  if (error) throw std::runtime_error("channel_norm: native kernel refused the call; please report this");
-}
+void check(int error) { bindings::check("channel_norm", error); }
 
 const float* in(Address a) { return reinterpret_cast<const float*>(a); }
 float* out(Address a) { return reinterpret_cast<float*>(a); }

@@ -1,47 +1,17 @@
-// Addresses come in as integers (Tensor.data_ptr()); shapes and dtypes were checked in Python.
 #include <pybind11/stl.h>
 
-#include <new>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "bindings/registry.h"
+#include "bindings/native.h"
 #include "condensed_conv2d/params.h"
-
-namespace py = pybind11;
-using Address = std::uintptr_t;
 
 namespace lk::condensed_conv2d {
 
-extern const Table table_baseline;
-#ifdef LK_HAVE_avx2
-extern const Table table_avx2;
-#endif
-#ifdef LK_HAVE_avx512
-extern const Table table_avx512;
-#endif
+LK_TABLE_OF_KERNELS()
 
 namespace {
 
-const Table& table() {
-  static const Tables<Table> tables = {{
-      &table_baseline,
-#ifdef LK_HAVE_avx2
-      &table_avx2,
-#else
-      nullptr,
-#endif
-#ifdef LK_HAVE_avx512
-      &table_avx512,
-#else
-      nullptr,
-#endif
-  }};
-  return *tables.get();
-}
-
-void* at(Address a) { return reinterpret_cast<void*>(a); }
+using bindings::at;
 
 // Made once a shape and kept by the Python side.
 struct Plan {
@@ -64,11 +34,10 @@ struct Plan {
     q.index = static_cast<const i64*>(at(index));
     q.threads = threads;
     const int error = kernel(q, at(a), at(b), at(scale), at(shift), at(to));
-    if (error == out_of_memory) throw std::bad_alloc();
     if (error == bad_index)
       throw std::out_of_range("condensed_conv2d: index must be from 0 to " + std::to_string(p.c - 1) +
                               ", the channels of x");
-    if (error) throw std::runtime_error("condensed_conv2d: native kernel refused the call; please report this");
+    bindings::check("condensed_conv2d", error);
   }
   void fwd(Address x, Address w, Address scale, Address shift, Address index, Address y, int threads) const {
     run(table().fwd, x, w, scale, shift, index, y, threads);

@@ -1,52 +1,19 @@
-// Addresses come in as integers (Tensor.data_ptr()), 0 for a tensor that is not there; shapes and dtypes were checked
-// in Python.
 #include <pybind11/stl.h>
 
-#include <new>
-#include <stdexcept>
 #include <vector>
 
-#include "bindings/registry.h"
+#include "bindings/native.h"
 #include "mldn_block/params.h"
-
-namespace py = pybind11;
-using Address = std::uintptr_t;
 
 namespace lk::mldn_block {
 
-extern const Table table_baseline;
-#ifdef LK_HAVE_avx2
-extern const Table table_avx2;
-#endif
-#ifdef LK_HAVE_avx512
-extern const Table table_avx512;
-#endif
+LK_TABLE_OF_KERNELS()
 
 namespace {
 
-const Table& table() {
-  static const Tables<Table> tables = {{
-      &table_baseline,
-#ifdef LK_HAVE_avx2
-      &table_avx2,
-#else
-      nullptr,
-#endif
-#ifdef LK_HAVE_avx512
-      &table_avx512,
-#else
-      nullptr,
-#endif
-  }};
-  return *tables.get();
-}
+void check(int error) { bindings::check("mldn_block", error); }
 
-void check(int error) {
-  if (error == out_of_memory) throw std::bad_alloc();
-  if (error) throw std::runtime_error("mldn_block: native kernel refused the call; please report this");
-}
-
-void* at(Address a) { return reinterpret_cast<void*>(a); }
+using bindings::at;
 
 Inputs inputs(const std::vector<Address>& a, std::uint64_t seed) {
   if (a.size() != 12) throw std::invalid_argument("mldn_block: twelve inputs");

@@ -1,45 +1,15 @@
-// Addresses come in as integers (Tensor.data_ptr()); shapes and dtypes were checked in Python.
 #include <pybind11/stl.h>
 
 #include "bindings/multi_dwconv2d_plan.h"
-#include "bindings/registry.h"
-
-namespace py = pybind11;
-using Address = std::uintptr_t;
+#include "bindings/native.h"
 
 namespace lk::multi_dwconv2d {
 
-extern const Table table_baseline;
-#ifdef LK_HAVE_avx2
-extern const Table table_avx2;
-#endif
-#ifdef LK_HAVE_avx512
-extern const Table table_avx512;
-#endif
+LK_TABLE_OF_KERNELS()
 
 namespace {
 
-const Table& table() {
-  static const Tables<Table> tables = {{
-      &table_baseline,
-#ifdef LK_HAVE_avx2
-      &table_avx2,
-#else
-      nullptr,
-#endif
-#ifdef LK_HAVE_avx512
-      &table_avx512,
-#else
-      nullptr,
-#endif
-  }};
-  return *tables.get();
-}
-
-void check(int error) {
-  if (error == out_of_memory) throw std::bad_alloc();
-  if (error) throw std::runtime_error("multi_dwconv2d: native kernel refused the call; please report this");
-}
+void check(int error) { bindings::check("multi_dwconv2d", error); }
 
 Params with_threads(const Plan& plan, int threads) {
   Params p = plan.p;

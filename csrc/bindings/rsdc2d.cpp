@@ -1,51 +1,19 @@
-// Addresses come in as integers (Tensor.data_ptr()); shapes and dtypes were checked in Python.
 #include <pybind11/stl.h>
 
-#include <new>
-#include <stdexcept>
 #include <vector>
 
-#include "bindings/registry.h"
+#include "bindings/native.h"
 #include "rsdc2d/params.h"
-
-namespace py = pybind11;
-using Address = std::uintptr_t;
 
 namespace lk::rsdc2d {
 
-extern const Table table_baseline;
-#ifdef LK_HAVE_avx2
-extern const Table table_avx2;
-#endif
-#ifdef LK_HAVE_avx512
-extern const Table table_avx512;
-#endif
+LK_TABLE_OF_KERNELS()
 
 namespace {
 
-const Table& table() {
-  static const Tables<Table> tables = {{
-      &table_baseline,
-#ifdef LK_HAVE_avx2
-      &table_avx2,
-#else
-      nullptr,
-#endif
-#ifdef LK_HAVE_avx512
-      &table_avx512,
-#else
-      nullptr,
-#endif
-  }};
-  return *tables.get();
-}
+void check(int error) { bindings::check("rsdc2d", error); }
 
-void check(int error) {
-  if (error == out_of_memory) throw std::bad_alloc();
-  if (error) throw std::runtime_error("rsdc2d: native kernel refused the call; please report this");
-}
-
-void* at(Address a) { return reinterpret_cast<void*>(a); }
+using bindings::at;
 
 // Made once a shape and kept by the Python side.
 struct Plan {

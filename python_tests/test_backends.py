@@ -207,7 +207,7 @@ class Fake:
     def why_not(self, spec):
         return self.reason
 
-    def yields(self, spec):
+    def yields(self, spec, kind):
         return self.turn
 
 
@@ -225,20 +225,22 @@ def test_a_backend_that_yields_runs_only_when_asked_for():
 
 
 def test_automatic_choice_does_without_what_was_never_timed(monkeypatch):
-    """On a CUDA device; a tuned entry of the backend says that it was timed there. An explicit choice takes it."""
-    spec = SimpleNamespace(device="cuda")
+    """On a CUDA device; an entry for calls like it says what was fastest there. An explicit choice takes it anyway."""
+    spec = SimpleNamespace(device="cuda", tuned_by=("c",), c=8)
     monkeypatch.setattr(backends.tuning, "device_name", lambda device: "sm90-X")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backends.Backend, "why_not", lambda self, spec: None)
     table = {n: backends.Backend(n, "lightkernels.ops.rsdc2d") for n in ("triton", "torch")}
-    entries = [{"pass": "cuda fwd"}]
+    entries = [{"pass": "triton fwd", "key": {"c": 8}, "config": {"warps": 4}, "source": ""}]
     monkeypatch.setattr(backends.tuning, "entries", lambda op, device: tuple(entries if op == "rsdc2d" else ()))
     choice = backends.choose("rsdc2d", table, spec, "auto")
     assert choice.backend is table["torch"]
-    assert choice.reasons == {"triton": "never timed on sm90-X; backend='triton' takes it"}
+    never = "never timed near this size on sm90-X (`lightkernels tune`); backend='triton' takes it"
+    assert choice.reasons == {"triton": never}
     assert backends.choose("rsdc2d", table, spec, "triton").backend is table["triton"]
-    entries.append({"pass": "triton bwd_x"})
-    assert backends.choose("rsdc2d", table, spec, "auto").backend is table["triton"]
+    entries.append({"pass": "auto bwd_x", "key": {"c": 16}, "config": {"backend": "triton"}, "source": ""})
+    assert backends.choose("rsdc2d", table, spec, "auto").backend is table["torch"]
+    assert backends.choose("rsdc2d", table, spec, "auto", "bwd_x").backend is table["triton"]
     entries.clear()
     assert table["triton"].yields(SimpleNamespace(device="cpu")) is None
 

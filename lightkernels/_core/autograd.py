@@ -177,9 +177,9 @@ def _eager(op: BilinearOp[Any]) -> Any:
                 packed = op.pack(weights)
                 args = (*constants, *plan.args)
                 if need[1]:
-                    gx = op.bwd_x(g, packed, x.shape, _last(x), args, plan.name)
+                    gx = op.bwd_x(g, packed, x.shape, _last(x), args, plan.names["bwd_x"])
                 if any(need[4:]):
-                    gw = op.bwd_w(g, x, args, plan.name)
+                    gw = op.bwd_w(g, x, args, plan.names["bwd_w"])
             else:
                 if need[1]:
                     packed = weights[0] if len(weights) == 1 else op.pack(weights)

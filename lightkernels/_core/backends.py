@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
@@ -26,7 +26,7 @@ from lightkernels._core.spec import describe
 FILES = {"cuda": "cuda", "cpu": "native", "triton": "triton", "torch": "composite", "reference": "reference"}
 NAMES = ("auto", *FILES)
 FALLBACKS = ("torch", "reference")
-TIMED_FIRST = ("cuda", "triton")  # automatic choice takes them on a CUDA device that they have been timed on
+TIMED_FIRST = ("cuda", "triton")  # on a CUDA device automatic choice takes them where they were the fastest
 
 _forced: ContextVar[str | None] = ContextVar("lightkernels_backend", default=None)
 _exact: ContextVar[bool] = ContextVar("lightkernels_exact_nonfinite", default=False)
@@ -99,14 +99,16 @@ class Backend:
         reason: str | None = self.module.why_not(spec)
         return reason
 
-    def yields(self, spec: Any) -> str | None:
-        """Why automatic choice goes on to the next backend, though this one could run ``spec``."""
+    def yields(self, spec: Any, kind: str = "fwd") -> str | None:
+        """Why automatic choice goes on to the next backend in a pass, though this one could run ``spec``."""
         if self.name not in TIMED_FIRST or spec.device != "cuda":
             return None
         device = tuning.device_name(torch.device("cuda")) if torch.cuda.is_available() else "a CUDA device"
-        if tuning.timed(self.package.rpartition(".")[2], self.name, device):
-            return None
-        return f"never timed on {device}; backend={self.name!r} takes it"
+        found = tuning.fastest(self.package.rpartition(".")[2], kind, device, spec)
+        if found is None:
+            return f"never timed near this size on {device} (`lightkernels tune`); backend={self.name!r} takes it"
+        best = found.config["backend"]
+        return None if best == self.name else f"{best} was faster on {device}; backend={self.name!r} takes it"
 
     def function(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(self.module, name)
@@ -133,11 +135,19 @@ class Choice:
 _told: set[tuple[str, str]] = set()
 
 
-def choose(op: str, backends: dict[str, Backend], spec: Any, want: str) -> Choice:
-    """The first backend that can run ``spec``; only ``want`` itself unless it is ``"auto"``.
+def choose_each(op: str, backends: dict[str, Backend], spec: Any, want: str, kinds: Sequence[str]) -> dict[str, Choice]:
+    """The choice for every pass of an operator; on a GPU the fastest of each, elsewhere one for all."""
+    first = choose(op, backends, spec, want, kinds[0])
+    if want != "auto" or spec.device != "cuda":
+        return dict.fromkeys(kinds, first)
+    return {kind: choose(op, backends, spec, want, kind) if i else first for i, kind in enumerate(kinds)}
 
-    Automatic choice passes over a GPU backend that has not been timed on the device, so that no call is slower than
-    PyTorch unawares.
+
+def choose(op: str, backends: dict[str, Backend], spec: Any, want: str, kind: str = "fwd") -> Choice:
+    """The first backend that can run a pass of ``spec``; only ``want`` itself unless it is ``"auto"``.
+
+    Automatic choice passes over a GPU backend that was not the fastest near such a call on the device, or was never
+    timed there, so that no call is slower than PyTorch unawares.
 
     Raises:
         BackendUnavailable: with the backend's own reason, or with all reasons if no backend is left.
@@ -152,7 +162,7 @@ def choose(op: str, backends: dict[str, Backend], spec: Any, want: str) -> Choic
         return Choice(backends[want], {})
     reasons: dict[str, str] = {}
     for name, backend in backends.items():
-        reason = backend.why_not(spec) or backend.yields(spec)
+        reason = backend.why_not(spec) or backend.yields(spec, kind)
         if reason is None:
             if name in FALLBACKS and reasons:
                 _tell(op, name, reasons)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightkernels._core import backends as _backends
+from lightkernels._core.record import Recorder, Seen
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Explanation:
     """Printable; ``chosen`` is None if the call cannot run.
 
     ``reasons``: why a backend cannot run the call. ``passed``: why automatic choice does without one that can.
+    ``passes``: the backend of each pass; ``chosen`` is the forward's.
     """
 
     op: str
@@ -30,6 +31,7 @@ class Explanation:
     flops: int
     bytes: int
     passed: dict[str, str] = field(default_factory=dict)
+    passes: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.op}: {self.chosen or 'no backend'} (asked for: {self.asked})"]
@@ -37,29 +39,12 @@ class Explanation:
             passed = f", but automatic choice passes over it: {self.passed[name]}" if name in self.passed else ""
             mark = "chosen" if name == self.chosen else f"could run{passed}" if reason is None else reason
             lines.append(f"  {name:<10} {mark}")
+        if len(set(self.passes.values())) > 1:
+            lines.append("  passes     " + ", ".join(f"{kind} on {name}" for kind, name in self.passes.items()))
         lines.append(f"  layout     {self.layout}, {self.copies or 'no copy'}")
         lines.append(f"  config     {self.config or 'none to tune'}")
         lines.append(f"  work       {self.flops / 1e6:.3g} MFLOP, at least {self.bytes / 1e6:.3g} MB")
         return "\n".join(lines)
-
-
-class _Seen(Exception):
-    """The call is noted; it need not run."""
-
-
-class _Recorder(TorchDispatchMode):
-    """Notes an operator's call instead of running it."""
-
-    def __init__(self, op: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.op = op
-        self.seen: list[tuple[str, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not self.op.ops[""]:
-            return func(*args, **(kwargs or {}))
-        self.seen.append((_backends.wanted((kwargs or {}).get("backend")), self.op.called(args)))
-        raise _Seen
 
 
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
@@ -84,16 +69,17 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     if package is None or not hasattr(package, "OP"):
         known = sorted(n for n, v in vars(ops).items() if hasattr(v, "OP"))
         raise ValueError(f"explain: op must be one of {', '.join(known)}; got {name!r}")
-    recorder = _Recorder(package.OP)
-    with contextlib.suppress(_Seen), torch.no_grad(), recorder:
+    recorder = Recorder([package.OP], run=False)
+    with contextlib.suppress(Seen), torch.no_grad(), recorder:
         getattr(package, name)(*args, **kwargs)
-    asked, spec = recorder.seen[0]
+    _, values, asked = recorder.calls[0]
+    spec = package.OP.called(values)
     reasons: dict[str, str | None] = {n: b.why_not(spec) for n, b in package.OP.backends.items()}
     try:
-        choice = _backends.choose(name, package.OP.backends, spec, asked)
-        chosen = choice.backend
+        each = _backends.choose_each(name, package.OP.backends, spec, asked, package.OP.kinds)
+        chosen, passes = each["fwd"].backend, {kind: choice.backend.name for kind, choice in each.items()}
     except _backends.BackendUnavailable:
-        chosen = None
+        chosen, passes = None, {}
     able = (b for n, b in package.OP.backends.items() if reasons[n] is None)
     passed = {b.name: why for b in able if (why := b.yields(spec)) is not None}
     module = chosen.module if chosen else None
@@ -101,4 +87,4 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     config = module.config_text(spec) if module and hasattr(module, "config_text") else None
     best = chosen.name if chosen else None
     work = (spec.flops(), spec.bytes())
-    return Explanation(name, asked, best, reasons, spec.layout, copies, config, *work, passed=passed)
+    return Explanation(name, asked, best, reasons, spec.layout, copies, config, *work, passed, passes)

@@ -8,7 +8,7 @@ Derivatives of any other kind (a second order, forward mode, torch.func) are tak
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,16 +31,16 @@ Grads = tuple[Tensor | None, ...]
 
 
 class FusedPlan:
-    """A validated call and the functions of the backend that runs it."""
+    """A validated call, the function of each pass, and the name of the backend that has the backward."""
 
-    __slots__ = ("bwd", "choice", "fwd", "infer", "name", "spec", "values")
+    __slots__ = ("bwd", "fwd", "infer", "name", "spec", "values")
 
-    def __init__(self, spec: Any, values: tuple[Any, ...], choice: _backends.Choice) -> None:
-        self.spec, self.values, self.choice = spec, values, choice
-        self.name = choice.backend.name
-        self.fwd: Callable[..., Any] = choice.backend.function("fwd")
-        self.bwd: Callable[..., Grads] = choice.backend.function("bwd")
-        self.infer: Callable[..., Tensor] | None = getattr(choice.backend.module, "infer", None)
+    def __init__(self, spec: Any, values: tuple[Any, ...], chosen: Mapping[str, _backends.Choice]) -> None:
+        self.spec, self.values = spec, values
+        self.name = chosen["bwd"].backend.name
+        self.fwd: Callable[..., Any] = chosen["fwd"].backend.function("fwd")
+        self.bwd: Callable[..., Grads] = chosen["bwd"].backend.function("bwd")
+        self.infer: Callable[..., Tensor] | None = getattr(chosen["fwd"].backend.module, "infer", None)
 
 
 class FusedOp:
@@ -61,6 +61,7 @@ class FusedOp:
     """
 
     bilinear = False
+    kinds = ("fwd", "bwd")
 
     def __init__(
         self,
@@ -125,6 +126,10 @@ class FusedOp:
             return self.outputs(*self._eager(plan, *t))
         return self._run(plan, t)
 
+    def forget(self) -> None:
+        """Drop all plans, so that the next call chooses anew."""
+        self._memo.clear()
+
     def _through_op(self, t: Any, values: tuple[Any, ...], backend: str | None) -> Any:
         if _functorch() or forward_ad._current_level >= 0:
             return self.definition(self.spec_of(t, values), t)
@@ -154,8 +159,8 @@ class FusedOp:
         plan: Any = self._memo.get(key)
         if plan is None:
             spec = self.spec_of(t, values)
-            choice = _backends.choose(self.name, self.backends, spec, _backends.wanted(backend))
-            plan = self._memo.put(key, FusedPlan(spec, values, choice))  # type: ignore[arg-type]
+            chosen = _backends.choose_each(self.name, self.backends, spec, _backends.wanted(backend), self.kinds)
+            plan = self._memo.put(key, FusedPlan(spec, values, chosen))  # type: ignore[arg-type]
         return plan  # type: ignore[no-any-return]
 
     def _run(self, plan: FusedPlan, t: Any) -> Any:
@@ -213,7 +218,7 @@ class FusedOp:
 
     def _run_bwd(self, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]:
         g, t, out, spec, _ = self._split_bwd(args)
-        choice = _backends.choose(self.name, self.backends, spec, _backends.wanted(backend))
+        choice = _backends.choose(self.name, self.backends, spec, _backends.wanted(backend), "bwd")
         grads = choice.backend.function("bwd")(spec, self._dense(spec, g), t, out)
         return tuple(g.new_empty(0) if one is None else one for one in grads)
 

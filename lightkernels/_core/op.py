@@ -37,8 +37,13 @@ _exact = _backends._exact.get
 
 
 class SpecBase(Protocol):
-    """What the machinery asks of an operator's Spec, a frozen dataclass."""
+    """What the machinery asks of an operator's Spec, a frozen dataclass.
 
+    ``tuned_by`` names the attributes by which ``tuned/`` tells calls apart: numbers by logarithm, others if equal.
+    """
+
+    @property
+    def tuned_by(self) -> tuple[str, ...]: ...
     @property
     def layout(self) -> str: ...
     @property
@@ -91,6 +96,7 @@ class BilinearOp(Generic[S]):
     """
 
     bilinear = True
+    kinds = ("fwd", "bwd_x", "bwd_w")
 
     def __init__(
         self,
@@ -190,6 +196,10 @@ class BilinearOp(Generic[S]):
         packed = weights[0] if len(weights) == 1 else self.pack(weights)
         return plan.fwd(plan.spec, x, packed, bias, *constants)
 
+    def forget(self) -> None:
+        """Drop all plans, so that the next call chooses anew."""
+        self._memo.clear()
+
     def _through_op(
         self,
         x: Tensor,
@@ -280,8 +290,8 @@ class BilinearOp(Generic[S]):
         x, weight, bias, *values = args
         return self.spec_of(TensorMeta.of(x), weight, bias, tuple(values))
 
-    def _choose(self, spec: S, backend: str | None) -> _backends.Choice:
-        return _backends.choose(self.name, self.backends, spec, _backends.wanted(backend))
+    def _choose(self, spec: S, backend: str | None) -> dict[str, _backends.Choice]:
+        return _backends.choose_each(self.name, self.backends, spec, _backends.wanted(backend), self.kinds)
 
     def plan_of(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -13,18 +13,17 @@ LIMIT = 4096
 
 
 class Plan:
-    """A validated call: its Spec, the schema arguments, the backend and that backend's three functions."""
+    """A validated call: its Spec, the schema arguments, and the function of each pass with its backend's name."""
 
-    __slots__ = ("args", "bwd_w", "bwd_x", "choice", "fwd", "name", "spec")
+    __slots__ = ("args", "bwd_w", "bwd_x", "fwd", "names", "spec")
 
-    def __init__(self, spec: Any, args: tuple[Any, ...], choice: _backends.Choice) -> None:
+    def __init__(self, spec: Any, args: tuple[Any, ...], chosen: Mapping[str, _backends.Choice]) -> None:
         self.spec = spec
         self.args = args
-        self.choice = choice
-        self.name = choice.backend.name
-        self.fwd: Callable[..., Tensor] = choice.backend.function("fwd")
-        self.bwd_x: Callable[..., Tensor] = choice.backend.function("bwd_x")
-        self.bwd_w: Callable[..., Tensor] = choice.backend.function("bwd_w")
+        self.names = {kind: choice.backend.name for kind, choice in chosen.items()}
+        self.fwd: Callable[..., Tensor] = chosen["fwd"].backend.function("fwd")
+        self.bwd_x: Callable[..., Tensor] = chosen["bwd_x"].backend.function("bwd_x")
+        self.bwd_w: Callable[..., Tensor] = chosen["bwd_w"].backend.function("bwd_w")
 
 
 class Memo:

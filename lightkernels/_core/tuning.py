@@ -3,30 +3,36 @@
 A file ``tuned/<device>/<op>.json`` holds::
 
     {"schema": 1,
-     "entries": [{"pass": "fwd", "key": {"c": 64, "dtype": "bfloat16"}, "config": {"warps": 4}, "us": 9.1}]}
+     "entries": [{"pass": "auto fwd", "key": {"c": 64, "dtype": "bfloat16"}, "config": {"backend": "cuda"}, "us": 9.1},
+                 {"pass": "triton fwd", "key": {"c": 64, "dtype": "bfloat16"}, "config": {"warps": 4}, "us": 9.4}]}
 
-Numbers of a key are compared by the distance of their logarithms; strings must be equal. The user's own files, under
-``LIGHTKERNELS_CACHE_DIR``, come before the package's.
+``auto PASS`` says which backend was fastest, ``BACKEND PASS`` which tile of its kernel. Numbers of a key are compared
+by the distance of their logarithms; strings must be equal. The user's own files, under ``LIGHTKERNELS_CACHE_DIR``, come
+before the package's. ``lightkernels tune`` writes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
 from lightkernels._core import env
 
 SCHEMA = 1
+REACH = 6.0  # doublings of sizes, all together, up to which another size's fastest backend is believed
 PACKAGED = Path(__file__).resolve().parent.parent / "tuned"
 Key = Mapping[str, int | str]
+Form = TypeVar("Form", bound=Any)
 
 
 class Tuned(NamedTuple):
@@ -80,15 +86,74 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list(data.get("entries", ()))
 
 
-def timed(op: str, backend: str, device: str) -> bool:
-    """Whether a file has an entry of the backend: it has been timed on such a device, and was no slower."""
-    return any(entry["pass"].partition(" ")[0] == backend for entry in entries(op, device))
+def key_of(spec: Any) -> dict[str, int | str]:
+    """What tells one call of an operator from another: the attributes that its Spec names in ``tuned_by``."""
+    key: dict[str, int | str] = {}
+    for name in spec.tuned_by:
+        value = getattr(spec, name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            key[name] = value
+        else:
+            text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            key[name] = text.removeprefix("torch.")
+    return key
+
+
+def fastest(op: str, kind: str, device: str, spec: Any) -> Tuned | None:
+    """The backend that was fastest in a pass near such a call on ``device``; None where none was timed within reach."""
+    found = nearest(op, f"auto {kind}", device, key_of(spec))
+    return found if found is not None and found.distance <= REACH else None
+
+
+class Trial(NamedTuple):
+    """Inside ``trial``: the tile to take, and every tile taken with its pass and key."""
+
+    config: Mapping[str, int] | None
+    asked: list[tuple[str, dict[str, int | str], dict[str, int]]]
+
+
+_trial: ContextVar[Trial | None] = ContextVar("lightkernels_trial", default=None)
+
+
+@contextlib.contextmanager
+def trial(config: Mapping[str, int] | None) -> Iterator[Trial]:
+    """Inside, ``tile`` answers ``config``, or the heuristic's for None, whatever the files say."""
+    now = Trial(config, [])
+    token = _trial.set(now)
+    try:
+        yield now
+    finally:
+        _trial.reset(token)
+
+
+def tile(op: str, spec: Any, kind: str, form: type[Form], heuristic: Callable[[], Form], **more: str) -> Form:
+    """The tile of a Triton kernel for a pass: the tuned one nearest to the call, else the heuristic's.
+
+    Args:
+        form: the tile's NamedTuple class, of whole numbers.
+        more: added to the key.
+    """
+    name = f"triton {kind}"
+    found: Form | None = spec.cache.get(name)
+    if found is None:
+        key, now = {**key_of(spec), **more}, _trial.get()
+        if now is None:
+            tuned = lookup(op, name, torch.device(spec.device), key)
+            now = Trial(None if tuned is None else tuned.config, [])
+        found = spec.cache[name] = heuristic() if now.config is None else form(**now.config)
+        now.asked.append((name, key, found._asdict()))
+    return cast(Form, found)
 
 
 def lookup(op: str, primitive: str, device: torch.device, key: Key) -> Tuned | None:
     """The entry nearest to ``key``, or None if no entry's strings fit; the caller then has its own heuristic."""
+    return nearest(op, primitive, device_name(device), key)
+
+
+def nearest(op: str, primitive: str, device: str, key: Key) -> Tuned | None:
+    """As ``lookup``, for a device's folder."""
     best: Tuned | None = None
-    for entry in entries(op, device_name(device)):
+    for entry in entries(op, device):
         if entry["pass"] != primitive:
             continue
         distance = _distance(key, entry["key"])

@@ -29,6 +29,9 @@ COMMANDS = {
     "explain": Command("Which backend would run one call, and why not the others."),
     "models": Command("The networks of the zoo beside their papers' rows.", "train", _TERMINAL),
     "compress": Command("Exchange a network's bulky operators for light ones, by a search.", "train", _TRAIN),
+    "tune": Command(
+        "Time backends and tiles on a GPU, so that the automatic choice is the fastest.", "bench", _TERMINAL
+    ),
     "bench": Command("Time an operator against the best of PyTorch on this machine.", "bench", _TERMINAL),
 }
 

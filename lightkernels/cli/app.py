@@ -184,3 +184,26 @@ def bench(
     from lightkernels.cli import bench as job
 
     return job.run(job.Options(op, shapes.value, dtype.value, csv, compile, threads))
+
+
+@command
+def tune(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[OP]...", help="Operators; all if left out.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="The calls of a network of the zoo, or of package.module:function; may be repeated."),
+    ] = None,
+    shapes: Annotated[Shapes, typer.Option(help="Of operators: two of each kind, or every one.")] = Shapes.all,
+    batch: Annotated[int, typer.Option(min=1, help="Images, for --model.")] = 64,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images, for --model.")] = 32,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="Element types; may be repeated.")] = None,
+    tries: Annotated[int, typer.Option(min=0, help="Tiles of one Triton kernel; 0 times backends alone.")] = 24,
+    device: Device = "cuda",
+) -> int:
+    from lightkernels.cli import tune as job
+
+    dtypes = dtype or [Dtype.float32, Dtype.bfloat16, Dtype.float16]
+    options = job.Options(
+        names or [], model or [], shapes.value, batch, size, [one.value for one in dtypes], tries, device
+    )
+    return job.run(options)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from lightkernels import compress as package
-from lightkernels import models
 from lightkernels._core import measure
+from lightkernels.cli import named
 from lightkernels.cli.terminal import console, heading
 from lightkernels.compress.architecture import WeightsFormat
 from lightkernels.compress.pipeline import Result
@@ -66,7 +63,7 @@ def run(options: Options) -> int:
 
 def _run(out: Console, options: Options) -> int:
     torch.manual_seed(options.seed)
-    model, network = _model(options.model)
+    model, network = named.network("compress", options.model)
     model = model.to(options.device)
     loaders = _loaders(options)
     train, test = loaders() if options.data == "digits" else _pair(options.data, loaders())
@@ -117,21 +114,12 @@ def _number(value: str) -> float | str:
         return value
 
 
-def _model(name: str) -> tuple[nn.Module, Mapping[str, Any] | None]:
-    if ":" not in name:
-        return models.create_model(name, num_classes=10), {"name": name, "num_classes": 10}
-    made = _call(name)
-    if not isinstance(made, nn.Module):
-        raise TypeError(f"compress: --model must name a function that returns an nn.Module; got {type(made).__name__}.")
-    return made, None
-
-
 def _loaders(options: Options) -> Callable[[], Any]:
     if options.data == "digits":
         from lightkernels.compress.digits import loaders
 
         return lambda: loaders(options.batch, options.seed)
-    return lambda: _call(options.data)
+    return lambda: named.call("compress", options.data)
 
 
 def _pair(name: str, found: object) -> tuple[Iterable[Any], Iterable[Any] | None]:
@@ -139,18 +127,3 @@ def _pair(name: str, found: object) -> tuple[Iterable[Any], Iterable[Any] | None
         raise TypeError(f"compress: --data must name a function that returns (train loader, test loader or None); "
                         f"got {type(found).__name__} from {name}.")  # fmt: skip
     return found[0], found[1]
-
-
-def _call(name: str) -> object:
-    """What ``package.module:function`` returns; the current folder is searched as well."""
-    module, _, function = name.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"compress: {name!r} must name a function as in package.module:function; got {error}."
-        ) from error
-    made: object = found()
-    return made

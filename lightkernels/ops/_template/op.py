@@ -31,6 +31,8 @@ class Spec:
     exact_nonfinite: bool
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    tuned_by = ("x_shape", "dtype", "layout")
+
     @classmethod
     def of(cls, x: TensorMeta, weight: TensorMeta | None, bias: TensorMeta | None) -> Spec:
         """The one validation of shapes and values; ``weight`` and ``bias`` are None where a gradient has none."""

@@ -54,6 +54,8 @@ class Spec:
     exact_nonfinite: bool
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    tuned_by = ("n", "c", "h", "w", "c_out", "groups", "picked", "dtype", "layout")
+
     # What the machinery asks of an operator.
     needs_input = True
     inference = True

@@ -92,6 +92,11 @@ class Spec:
     x_stride: tuple[int, ...]
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    tuned_by = (
+        *("n", "c", "h", "w", "layers", "paths", "growth", "groups", "taps", "condense_factor", "index_groups"),
+        *("version", "kernel_size", "batch_stats", "dtype", "layout"),
+    )
+
     @classmethod
     def of(cls, t: Inputs, *values: Any) -> Spec:
         (layers, paths, growth, bottleneck, groups, version, pairing, kernel_size) = values[:8]

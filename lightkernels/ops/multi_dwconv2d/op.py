@@ -71,6 +71,8 @@ class Spec:
     exact_nonfinite: bool
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    tuned_by = ("n", "c", "h", "w", "kernel_sizes", "combine", "split", "stride", "dilations", "dtype", "layout")
+
     @classmethod
     def of(cls, x: TensorMeta, weight: TensorMeta | None, bias: TensorMeta | None, *args: Any) -> Spec:
         kernel_sizes, channels, stride, dilations, combine, split = args

@@ -102,30 +102,7 @@ def groups_of(spec: Spec) -> tuple[Group, ...]:
 
 def config_of(spec: Spec, kind: str) -> Config:
     """Tile of `fwd`, `bwd_x` or `bwd_w` in the element-wise kernels: the tuned one, else a heuristic."""
-    config: Config | None = spec.cache.get(f"triton {kind}")
-    if config is None:
-        config = spec.cache[f"triton {kind}"] = _tuned(spec, kind) or _heuristic(spec, kind)
-    return config
-
-
-def _tuned(spec: Spec, kind: str) -> Config | None:
-    if spec.device != "cuda":
-        return None
-    key: dict[str, int | str] = {
-        "n": spec.n,
-        "c": spec.c,
-        "h": spec.h,
-        "w": spec.w,
-        "kernels": "-".join(map(str, spec.kernel_sizes)),
-        "combine": spec.combine,
-        "stride": spec.stride[0],
-        "dtype": str(spec.dtype).removeprefix("torch."),
-        "layout": spec.layout,
-    }
-    tuned = tuning.lookup("multi_dwconv2d", f"triton {kind}", torch.device(spec.device), key)
-    if tuned is None:
-        return None
-    config = Config(**tuned.config)
+    config = tuning.tile("multi_dwconv2d", spec, kind, Config, lambda: _heuristic(spec, kind))
     return config._replace(th=_divisor(spec.ho, config.th)) if kind == "bwd_w" else config
 
 

@@ -59,6 +59,8 @@ class Spec:
     exact_nonfinite: bool
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    tuned_by = ("n", "c", "c_out", "h", "w", "groups", "taps", "kernel_size", "scope", "stride", "dtype", "layout")
+
     @classmethod
     def of(cls, x: TensorMeta, weight: TensorMeta | None, bias: TensorMeta | None, *args: Any) -> Spec:
         taps, c_out, k, stride, padding, dilation, groups = args

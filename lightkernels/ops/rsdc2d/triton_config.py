@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
@@ -103,31 +104,9 @@ def direct_tile(spec: Spec, kind: str) -> DirectTile:
     return _tile(spec, kind, DirectTile, _direct_tile)
 
 
-def _tile(spec: Spec, kind: str, form: type[Tile], heuristic: Any) -> Tile:
-    tile: Tile | None = spec.cache.get(f"triton {kind}")
-    if tile is None:
-        tile = spec.cache[f"triton {kind}"] = _tuned(spec, kind, form) or heuristic(spec, kind)
-    return tile
-
-
-def _tuned(spec: Spec, kind: str, form: type[Tile]) -> Tile | None:
-    if spec.device != "cuda":
-        return None
-    key: dict[str, int | str] = {
-        "n": spec.n,
-        "c": spec.c,
-        "c_out": spec.c_out,
-        "h": spec.h,
-        "w": spec.w,
-        "groups": spec.groups,
-        "taps": spec.taps,
-        "stride": spec.stride[0],
-        "kernel": "direct" if direct(spec) else "dot",
-        "dtype": str(spec.dtype).removeprefix("torch."),
-        "layout": spec.layout,
-    }
-    tuned = tuning.lookup("rsdc2d", f"triton {kind}", torch.device(spec.device), key)
-    return None if tuned is None else form(**tuned.config)
+def _tile(spec: Spec, kind: str, form: type[Tile], heuristic: Callable[[Spec, str], Tile]) -> Tile:
+    kernel = "direct" if direct(spec) else "dot"
+    return tuning.tile("rsdc2d", spec, kind, form, lambda: heuristic(spec, kind), kernel=kernel)
 
 
 def _conv_tile(spec: Spec, kind: str) -> ConvTile:

@@ -196,6 +196,18 @@ def test_the_command_times_each_call_of_a_network_once_and_saves(monkeypatch, ca
     assert str(folder / "rsdc2d.json") in printed
 
 
+def test_every_operator_has_calls_to_tune():
+    pytest.importorskip("typer")
+    from lightkernels.cli import tune
+
+    for name, count in (("multi_dwconv2d", 8), ("rsdc2d", 12), ("condensed_conv2d", 2)):
+        cases = importlib.import_module(f"lightkernels.ops.{name}.cases").CASES
+        assert len(tune.few([case for case in cases if "bench" in case.tags])) == count
+    options = tune.Options(["condensed_conv2d"], [], "quick", 1, 4, ["float32"], 0, "meta")
+    made = [(c.op.name, c.spec.layout) for c in tune.calls(torch.device("meta"), options)]
+    assert made == [("condensed_conv2d", layout) for _ in range(2) for layout in ("nchw", "nhwc")]
+
+
 def test_the_command_says_what_it_cannot_do(capsys):
     pytest.importorskip("typer")
     assert cli.main(["tune", "--device", "cpu"]) == 1

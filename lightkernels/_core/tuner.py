@@ -123,7 +123,7 @@ class Tuner:
 
     clock: Clock
     names: Sequence[str] = NAMES
-    tries: int = 24
+    tries: int = 8
     refused: Callable[[str], object] = lambda text: None
 
     def entries(self, call: Call) -> Iterator[dict[str, Any]]:

@@ -193,11 +193,11 @@ def tune(
         list[str] | None,
         typer.Option(help="The calls of a network of the zoo, or of package.module:function; may be repeated."),
     ] = None,
-    shapes: Annotated[Shapes, typer.Option(help="Of operators: two of each kind, or every one.")] = Shapes.all,
+    shapes: Annotated[Shapes, typer.Option(help="Of operators: two of each kind, or every one.")] = Shapes.quick,
     batch: Annotated[int, typer.Option(min=1, help="Images, for --model.")] = 64,
     size: Annotated[int, typer.Option(min=1, help="Height and width of the images, for --model.")] = 32,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Element types; may be repeated.")] = None,
-    tries: Annotated[int, typer.Option(min=0, help="Tiles of one Triton kernel; 0 times backends alone.")] = 24,
+    tries: Annotated[int, typer.Option(min=0, help="Tiles to compile and time for a Triton kernel; 0: none.")] = 8,
     device: Device = "cuda",
 ) -> int:
     from lightkernels.cli import tune as job

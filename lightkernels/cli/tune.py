@@ -15,9 +15,10 @@ from lightkernels._core import tuning
 from lightkernels._core.record import Recorder
 from lightkernels._core.tuner import Call, Tuner, clock_of
 from lightkernels.cli import named
-from lightkernels.cli.bench import LAYOUTS, QUICK
+from lightkernels.cli.bench import LAYOUTS
 from lightkernels.cli.explain import operators
 from lightkernels.cli.terminal import console, heading, milliseconds, table
+from lightkernels.testing import Case
 
 NETWORKS = ("mldn_222", "mldnv2_222")  # whose calls stand for an operator without bench cases of its own
 
@@ -86,9 +87,7 @@ def calls(device: torch.device, options: Options) -> Iterator[Call]:
             continue
         for op in options.names or every:
             cases = [c for c in importlib.import_module(f"lightkernels.ops.{op}.cases").CASES if "bench" in c.tags]
-            for case in cases:
-                if options.shapes == "quick" and case.name.rpartition("_")[2] not in QUICK:
-                    continue
+            for case in few(cases) if options.shapes == "quick" else cases:
                 for layout in LAYOUTS:
                     sample = case.build(dtype=dtype, layout=layout, device=str(device))
                     with Recorder([every[op]]) as recorder, torch.no_grad():
@@ -97,6 +96,14 @@ def calls(device: torch.device, options: Options) -> Iterator[Call]:
             if not cases:
                 for name in NETWORKS:
                     yield from _of_network(name, device, dtype, options, [every[op]])
+
+
+def few(cases: Sequence[Case]) -> list[Case]:
+    """The first two of each kind."""
+    kinds: dict[str, list[Case]] = {}
+    for case in cases:
+        kinds.setdefault(case.name.rpartition("_")[0], []).append(case)
+    return [case for some in kinds.values() for case in some[:2]]
 
 
 def _of_network(

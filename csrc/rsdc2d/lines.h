@@ -11,6 +11,24 @@ LK_INLINE Vec<A> every(A v) {
   return v - Vec<A>{};
 }
 
+// Half a cache line at most: every tap loads inputs of its own at any address, and a load that lies in two lines costs
+// two.
+constexpr int kSlimBytes = kVecBytes < 32 ? kVecBytes : 32;
+template <class A>
+struct SlimOf {
+  typedef A type __attribute__((vector_size(kSlimBytes)));
+};
+template <class A>
+using Slim = typename SlimOf<A>::type;
+// What one output or, sharing what they load, several are computed in.
+template <class A, int R>
+constexpr auto run_vector() {
+  if constexpr (R == 1)
+    return Slim<A>{};
+  else
+    return Vec<A>{};
+}
+
 template <class A>
 void clear(A* p, i64 n) {
   __builtin_memset(static_cast<void*>(p), 0, static_cast<std::size_t>(n) * sizeof(A));
@@ -46,6 +64,12 @@ LK_INLINE void write_line(T* to, i64 step, const Acc<T>* from, i64 n) {
   for (; i < n; ++i) to[i * step] = from_acc<T>(from[i]);
 }
 
+// n, whole vectors, past the caches.
+template <class A>
+LK_INLINE void write_past(A* to, const A* from, i64 n) {
+  for (i64 i = 0; i < n; i += kLanes<A>) vstream(to + i, vload(from + i));
+}
+
 typedef float Four __attribute__((vector_size(16)));
 
 LK_INLINE void transpose_four(float* to, i64 to_pitch, const float* from, i64 from_pitch) {
@@ -62,19 +86,79 @@ LK_INLINE void transpose_four(float* to, i64 to_pitch, const float* from, i64 fr
   for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * to_pitch, &r[i], sizeof(Four));
 }
 
-// to[j * to_pitch + i] = from[i * from_pitch + j] for i < m, j < n.
+// to[j * to_pitch + i] = from[i * from_pitch + j] for i, j < kEdge; Past: past the caches, `to` and its pitch being
+// multiples of a block's edge.
+#if defined(__AVX2__)
+constexpr i64 kEdge = 8;
+template <bool Past>
+LK_INLINE void transpose_block(float* to, i64 to_pitch, const float* from, i64 from_pitch) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(from + i * from_pitch);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m256d lo = _mm256_castps_pd(b[i + j]), hi = _mm256_castps_pd(b[i + j + 2]);
+      a[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(lo, hi));
+      a[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(lo, hi));
+    }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m256 v =
+        i < 4 ? _mm256_permute2f128_ps(a[i], a[i + 4], 0x20) : _mm256_permute2f128_ps(a[i - 4], a[i], 0x31);
+    if (Past)
+      _mm256_stream_ps(to + i * to_pitch, v);
+    else
+      _mm256_storeu_ps(to + i * to_pitch, v);
+  }
+}
+#else
+constexpr i64 kEdge = 4;
+template <bool Past>
+LK_INLINE void transpose_block(float* to, i64 to_pitch, const float* from, i64 from_pitch) {
+  transpose_four(to, to_pitch, from, from_pitch);
+}
+#endif
+
+// What blocks leave of a transpose.
 template <class A>
-void transpose(A* to, i64 to_pitch, const A* from, i64 from_pitch, i64 m, i64 n) {
+void transpose_rest(A* to, i64 to_pitch, const A* from, i64 from_pitch, i64 m, i64 n) {
   i64 i = 0;
   if constexpr (sizeof(A) == 4)
     for (; i + 4 <= m; i += 4) {
-      i64 j = 0;
+      i64 j = i < m / kEdge * kEdge ? n / kEdge * kEdge : 0;
       for (; j + 4 <= n; j += 4) transpose_four(to + j * to_pitch + i, to_pitch, from + i * from_pitch + j, from_pitch);
       for (; j < n; ++j)
         for (int k = 0; k < 4; ++k) to[j * to_pitch + i + k] = from[(i + k) * from_pitch + j];
     }
   for (; i < m; ++i)
     for (i64 j = 0; j < n; ++j) to[j * to_pitch + i] = from[i * from_pitch + j];
+}
+
+// to[j * to_pitch + i] = from[i * from_pitch + j] for i < m, j < n; read in order.
+template <class A>
+void transpose(A* to, i64 to_pitch, const A* from, i64 from_pitch, i64 m, i64 n) {
+  if constexpr (sizeof(A) == 4)
+    for (i64 i = 0; i + kEdge <= m; i += kEdge)
+      for (i64 j = 0; j + kEdge <= n; j += kEdge)
+        transpose_block<false>(to + j * to_pitch + i, to_pitch, from + i * from_pitch + j, from_pitch);
+  transpose_rest(to, to_pitch, from, from_pitch, m, n);
+}
+
+// The same, written in order: for lines of `to` that are far away.
+template <bool Past, class A>
+void transpose_out(A* to, i64 to_pitch, const A* from, i64 from_pitch, i64 m, i64 n) {
+  if constexpr (sizeof(A) == 4)
+    for (i64 j = 0; j + kEdge <= n; j += kEdge)
+      for (i64 i = 0; i + kEdge <= m; i += kEdge)
+        transpose_block<Past>(to + j * to_pitch + i, to_pitch, from + i * from_pitch + j, from_pitch);
+  transpose_rest(to, to_pitch, from, from_pitch, m, n);
 }
 
 // Asks for the cache lines of n pixels of c channels. Pixels of which a part is read are not fetched ahead by
@@ -111,7 +195,7 @@ void pixels_to_lines(Acc<T>* to, i64 to_pitch, const T* from, i64 pixel, i64 n, 
 template <class T>
 void lines_to_pixels(T* to, i64 pixel, const Acc<T>* from, i64 from_pitch, i64 n, i64 c, Acc<T>* part) {
   if constexpr (sizeof(T) == sizeof(Acc<T>)) {
-    transpose(to, pixel, from, from_pitch, c, n);
+    transpose_out<false>(to, pixel, from, from_pitch, c, n);
   } else {
     for (i64 j = 0; j < n; j += 16) {
       const i64 m = smaller(16, n - j);

@@ -11,15 +11,6 @@ constexpr i64 kPlaneBytes = 20 << 10;  // of a staged plane, to stay in the firs
 constexpr i64 kPastPlanes = 1 << 20;   // outputs from this size on bypass the caches
 constexpr int kTall = 8;               // rows of a tile
 
-// Half a cache line at most: every tap loads inputs of its own at any address, and a load that lies in two lines costs
-// two.
-constexpr int kSlimBytes = kVecBytes < 32 ? kVecBytes : 32;
-template <class A>
-struct SlimOf {
-  typedef A type __attribute__((vector_size(kSlimBytes)));
-};
-template <class A>
-using Slim = typename SlimOf<A>::type;
 #if defined(__AVX512F__)
 constexpr int kAbreast = 2;  // vectors of a row of a tile
 #else

@@ -7,7 +7,9 @@
 namespace {
 namespace rsdc {
 
-constexpr i64 kFlush = 16;  // outputs that are written together: a cache line of pixels
+constexpr i64 kFlush = 16;             // outputs that are written together, at least: a cache line of pixels
+constexpr i64 kMadeBytes = 160 << 10;  // and at most, in the second-level cache
+constexpr i64 kPastBytes = 2 << 20;    // outputs from this size on bypass the caches
 
 template <class T>
 struct Sparse {
@@ -16,9 +18,12 @@ struct Sparse {
   const Plan& g;
   const T *src, *w, *bias;
   T* dst;
-  i64 wide, blocks, block;  // outputs of a block, blocks of a group, elements of a block's weights
-  i64 bundle, bundles;      // groups staged together
-  i64 strip, strips, flat;  // flat: elements of one output's strip
+  i64 wide, blocks, block;       // outputs of a block, blocks of a group, elements of a block's weights
+  i64 bundle, bundles;           // groups staged together
+  bool by_rows;                  // whether vectors fill rows
+  i64 strip, strips, row, flat;  // elements of a row, and of one output's strip
+  i64 together;                  // outputs that are written together
+  bool past;                     // the caches
   Stage<T> stage;
   TermList list;
   A *packed, *made, *part;
@@ -43,14 +48,33 @@ struct Sparse {
         block((plan.sources * plan.p.taps + 1) * wide),
         bundle(best_bundle(plan)),
         bundles(ceil_div(plan.p.groups, bundle)),
+        by_rows(plan.phases() == 1 && plan.cols.grid % V == 0),
         strip(strip_rows(plan, plan.planes() * plan.sources * bundle * plan.pitch() * static_cast<i64>(sizeof(A)),
                          plan.p.n * bundles)),
         strips(ceil_div(plan.rows.grid, strip)),
-        flat(round_up(strip * plan.pitch(), V) + V),
+        row(by_rows ? plan.cols.grid : plan.pitch()),
+        flat(round_up(strip * row, V) + V),
+        together(best_together(bundle * plan.outputs)),
+        past(leaves_in_lines(plan, d)),
         stage(plan, plan.sources * bundle, strip, false),
         packed(nullptr),
         made(nullptr),
         part(nullptr) {}
+
+  i64 best_together(i64 outputs) const {
+    if (g.p.layout == Layout::nchw) return kFlush;
+    const i64 most = smaller(outputs, kMadeBytes / (flat * static_cast<i64>(sizeof(A))));
+    return larger(kFlush, most / kFlush * kFlush);
+  }
+  // Whether the outputs are many, and their rows or pixels whole cache lines.
+  static bool leaves_in_lines(const Plan& g, const T* dst) {
+    constexpr i64 line = 64 / static_cast<i64>(sizeof(T));
+    const Strides& s = g.dst;
+    const i64 last = g.p.layout == Layout::nhwc ? s.w : s.c, bytes = g.p.n * s.n * static_cast<i64>(sizeof(T));
+    if (!__is_same(T, float) || g.phases() > 1 || bytes < kPastBytes || g.outputs * g.p.groups < kFlush) return false;
+    if (g.p.layout == Layout::nchw && g.cols.grid % line) return false;
+    return reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 && last % line == 0 && s.h % line == 0 && s.n % line == 0;
+  }
 
   i64 slack() const { return 2 * V + g.cols.gap; }
   void share(Arena& a) {
@@ -59,8 +83,8 @@ struct Sparse {
   }
   void own(Arena& a) {
     stage.take(a, slack());
-    made = a.take<A>((kFlush + wide) * flat);
-    part = a.take<A>(16 * (kFlush + wide));
+    made = a.take<A>((together + wide) * flat);
+    part = a.take<A>(16 * (together + wide));
   }
 
   void pack(i64 b) {
@@ -72,14 +96,24 @@ struct Sparse {
       to[r] = bias && first + r < g.outputs ? to_acc(bias[group * g.outputs + first + r]) : A(0);
   }
 
-  // A few outputs of one strip, from channel c on, from `made` to where they belong.
+  // Outputs of one strip, from channel c on, from `made` to where they belong.
   void flush(T* image, i64 c, i64 outputs, i64 f, i64 i0, i64 height) {
     const i64 fr = f / g.cols.phases(), fc = f % g.cols.phases(), columns = g.cols.places(fc);
     const i64 step = g.dst.w * g.cols.out_step();
     for (i64 i = 0; i < smaller(height, g.rows.places(fr) - i0); ++i) {
       T* to = image + c * g.dst.c + ((i0 + i) * g.rows.out_step() + fr) * g.dst.h + fc * g.dst.w;
-      const A* from = made + i * g.pitch();
-      if (g.p.layout == Layout::nhwc)
+      const A* from = made + i * row;
+      const bool pixels = g.p.layout == Layout::nhwc;
+      if constexpr (__is_same(T, float))
+        if (past && (!pixels || (outputs % kFlush == 0 && c % kFlush == 0))) {
+          if (pixels) {
+            transpose_out<true>(to, step, from, flat, outputs, columns);
+          } else {
+            for (i64 r = 0; r < outputs; ++r) write_past(to + r * g.dst.c, from + r * flat, columns);
+          }
+          continue;
+        }
+      if (pixels)
         lines_to_pixels<T>(to, step, from, flat, columns, outputs, part);
       else
         for (i64 r = 0; r < outputs; ++r) write_line<T>(to + r * g.dst.c, step, from + r * flat, columns);
@@ -88,26 +122,39 @@ struct Sparse {
 
   // Blocks [b0, b1) of a bundle that begins with block `first`, one phase of them.
   void make(i64 first, i64 b0, i64 b1, i64 f, i64 height) {
-    const i64 vectors = ceil_div((height - 1) * g.pitch() + g.cols.places(f % g.cols.phases()), V);
-    i64 at = 0;
-    for (i64 tiles = ceil_div(vectors, kRun[wide]); tiles > 0; --tiles) {
-      const i64 n = ceil_div(vectors - at, tiles);
-      A* to = made + at * V;
-      for (i64 b = b0; b < b1; ++b) {
-        const i64 group = b / blocks, o = b % blocks * wide;
-        const A* const weights = packed + b * block;
-        const SparseTile<A> tile{
-            g.sources,
-            stage.channel,
-            g.p.taps * wide,
-            list.walk(g.set_of_channel(group, g.backward ? 0 : o), f, !g.backward || g.one_set_a_group()),
-            weights,
-            weights + block - wide,
-            flat};
-        sparse_fn<A>(wide, n)(tile, stage.data + (group - first) * g.sources * stage.channel + at * V, to);
-        to += smaller(wide, g.outputs - o) * flat;
+    const i64 columns = g.cols.places(f % g.cols.phases()), runs = by_rows ? columns / V : 1;
+    const i64 vectors = by_rows ? height : ceil_div((height - 1) * row + columns, V);
+    SparseTile<A> tile{};
+    tile.sources = g.sources;
+    tile.channel = stage.channel;
+    tile.slots = g.p.taps * wide;
+    tile.pitch = flat;
+    tile.step = by_rows ? g.pitch() : V;
+    tile.out_step = by_rows ? row : V;
+    A* to = made;
+    for (i64 b = b0, end = b0; b < b1; b = end) {
+      const i64 group = b / blocks;
+      end = smaller(b1, (group + 1) * blocks);
+      i64 outputs = 0;
+      for (i64 run = 0; run < runs; ++run) {
+        const A* x = stage.data + (group - first) * g.sources * stage.channel + run * V;
+        i64 at = 0;
+        for (i64 tiles = ceil_div(vectors, kRun[wide]); tiles > 0; --tiles) {
+          const i64 n = ceil_div(vectors - at, tiles);
+          outputs = 0;
+          for (i64 e = b; e < end; ++e) {
+            const i64 o = e % blocks * wide;
+            tile.walk = list.walk(g.set_of_channel(group, g.backward ? 0 : o), f, !g.backward || g.one_set_a_group());
+            tile.weights = packed + e * block;
+            tile.init = tile.weights + block - wide;
+            sparse_fn<A>(wide, n)(tile, x, to + outputs * flat + run * V + at * tile.out_step);
+            outputs += smaller(wide, g.outputs - o);
+          }
+          at += n;
+          x += n * tile.step;
+        }
       }
-      at += n;
+      to += outputs * flat;
     }
   }
 
@@ -119,7 +166,7 @@ struct Sparse {
     const i64 end = (first + groups) * blocks;
     for (i64 b0 = first * blocks, b1 = b0; b0 < end; b0 = b1) {
       i64 outputs = 0;
-      for (; b1 < end && outputs < kFlush; ++b1) outputs += smaller(wide, g.outputs - b1 % blocks * wide);
+      for (; b1 < end && outputs < together; ++b1) outputs += smaller(wide, g.outputs - b1 % blocks * wide);
       const i64 channel = b0 / blocks * g.outputs + b0 % blocks * wide;
       for (i64 f = 0; f < g.phases(); ++f) {
         make(first, b0, b1, f, height);
@@ -134,6 +181,7 @@ struct Sparse {
     stage.prepare(slack());
 #pragma omp for schedule(static)
     for (i64 u = 0; u < g.p.n * strips * bundles; ++u) unit(u);
+    if (past) stream_fence();
   }
 };
 

@@ -19,8 +19,9 @@ struct SparseGrad {
   i64 strip, flat;
   Stage<T> stage;
   TermList list;
-  A *totals, *grads, *part;
-  Weight* weight;
+  A *totals, *grads, *sums, *part;  // sums: of a unit, a vector each
+  Weight* weight;                   // of every set
+  i64* count;
 
   SparseGrad(const Plan& plan, const T* gradient, const T* input, T* to)
       : g(plan),
@@ -37,8 +38,10 @@ struct SparseGrad {
         stage(plan, plan.sources * bundle, strip, false),
         totals(nullptr),
         grads(nullptr),
+        sums(nullptr),
         part(nullptr),
-        weight(nullptr) {}
+        weight(nullptr),
+        count(nullptr) {}
 
   static i64 best_bundle(const Plan& g) {
     if (g.p.layout == Layout::nchw) return 1;
@@ -50,12 +53,14 @@ struct SparseGrad {
   void share(Arena& a) {
     list = make_terms(g, a, stage.plane, stage.row, 1);
     totals = a.take<A>(parts * total());
+    weight = a.take<Weight>(g.p.sets * filter());
+    count = a.take<i64>(g.p.sets);
   }
   void own(Arena& a) {
     stage.take(a, slack());
     grads = a.take<A>(bundle * g.outputs * flat);
+    sums = a.take<A>(bundle * g.outputs * filter() * V);
     part = a.take<A>(16 * bundle * g.outputs);
-    weight = a.take<Weight>(filter());
   }
 
   void fill(const T* from, i64 outputs, i64 i0, i64 height, i64 ahead) {
@@ -74,38 +79,42 @@ struct SparseGrad {
     for (i64 r = 0; r < outputs; ++r) clear(grads + r * flat + end, V);
   }
 
-  i64 weights_of(i64 set) {
-    i64 n = 0;
+  void find_weights(i64 set) {
+    Weight* to = weight + set * filter();
     for (i64 c = 0; c < g.sources; ++c)
       for (i64 e = 0; e < list.count[set]; ++e) {
         const Term& t = list.terms(set, 0)[e];
-        weight[n++] = {t.at + c * stage.channel, c * g.p.taps + t.slot};
+        *to++ = {t.at + c * stage.channel, c * g.p.taps + t.slot};
       }
-    return n;
+    count[set] = g.sources * list.count[set];
   }
 
   void unit(i64 u) {
     const i64 q = u % parts, first = u / parts * bundle, groups = smaller(bundle, g.p.groups - first);
+    const i64 outputs = groups * g.outputs;
+    clear(sums, outputs * filter() * V);
     for (i64 n = q * g.p.n / parts; n < (q + 1) * g.p.n / parts; ++n)
       for (i64 i0 = 0; i0 < g.rows.grid; i0 += strip) {
         const i64 height = smaller(strip, g.rows.grid - i0);
         const bool more = strip == g.rows.grid && n + 1 < (q + 1) * g.p.n / parts;
         stage.fill(x + n * g.src.n + first * g.sources * g.src.c, groups * g.sources, i0, height, more ? g.src.n : 0);
-        fill(grad + n * g.dst.n + first * g.outputs * g.dst.c, groups * g.outputs, i0, height, more ? g.dst.n : 0);
+        fill(grad + n * g.dst.n + first * g.outputs * g.dst.c, outputs, i0, height, more ? g.dst.n : 0);
         const RunSum<A> run{ceil_div((height - 1) * g.pitch() + g.cols.grid, V), flat, filter()};
         for (i64 k = 0; k < groups; ++k)
           for (i64 o = 0, n = 0; o < g.outputs; o += n) {
             const i64 set = g.set_of_channel(first + k, o), at = k * g.outputs + o, left = g.outputs - o;
             n = !g.one_set_a_group() || left == 1 ? 1 : left < 4 ? 2 : 4;
-            run_sums<A>(run, n, weight, weights_of(set), stage.data + k * g.sources * stage.channel, grads + at * flat,
-                        totals + q * total() + ((first + k) * g.outputs + o) * filter());
+            run_sums<A>(run, n, weight + set * filter(), count[set], stage.data + k * g.sources * stage.channel,
+                        grads + at * flat, sums + at * filter() * V);
           }
       }
+    A* const to = totals + q * total() + first * g.outputs * filter();
+    for (i64 e = 0; e < outputs * filter(); ++e) to[e] = sum_lanes(sums + e * V);
   }
 
   void work() {
 #pragma omp for schedule(static)
-    for (i64 q = 0; q < parts; ++q) clear(totals + q * total(), total());
+    for (i64 set = 0; set < g.p.sets; ++set) find_weights(set);
     stage.prepare(slack());
     clear(grads, bundle * g.outputs * flat);
 #pragma omp for schedule(static)

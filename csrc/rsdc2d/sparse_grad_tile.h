@@ -17,9 +17,9 @@ struct Weight {
 };
 
 template <class A>
-LK_INLINE A sum_lanes(Vec<A> v) {
+LK_INLINE A sum_lanes(const A* v) {
   A s[kLanes<A>];
-  __builtin_memcpy(s, &v, sizeof v);
+  __builtin_memcpy(s, v, sizeof s);
 #pragma GCC unroll 4
   for (int half = kLanes<A> / 2; half; half /= 2)
 #pragma GCC unroll 8
@@ -29,28 +29,30 @@ LK_INLINE A sum_lanes(Vec<A> v) {
 
 template <class A>
 struct RunSum {
-  i64 vectors, pitch, step;  // pitch: from one output's gradients to the next's; step: from its totals to the next's
+  i64 vectors, pitch, step;  // pitch: from one output's gradients to the next's; step: from its sums to the next's
 };
 
-// M weights of each of R outputs that share their taps.
+// M weights of each of R outputs that share their taps. Every weight has a vector of sums.
 template <class A, int R, int M>
-void run_sum(const RunSum<A>& a, const Weight* weight, const A* x, const A* g, A* total) {
-  constexpr int V = kLanes<A>;
-  Vec<A> acc[R][M];
+void run_sum(const RunSum<A>& a, const Weight* weight, const A* x, const A* g, A* sums) {
+  using S = __typeof__(run_vector<A, R>());
+  constexpr int L = static_cast<int>(sizeof(S) / sizeof(A));
+  S acc[R][M];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) acc[r][m] = Vec<A>{};
-  for (i64 i = 0; i < a.vectors; ++i, g += V, x += V) {
-    Vec<A> k[R];
+    for (int m = 0; m < M; ++m) acc[r][m] = S{};
+  for (i64 i = a.vectors * (kLanes<A> / L); i > 0; --i, g += L, x += L) {
+    S k[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      k[r] = vload(g + r * a.pitch);
+      __builtin_memcpy(&k[r], g + r * a.pitch, sizeof(S));
       LK_KEEP(k[r]);
     }
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      Vec<A> v = vload(x + weight[m].at);
+      S v;
+      __builtin_memcpy(&v, x + weight[m].at, sizeof v);
       if (R > 1) LK_KEEP(v);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) acc[r][m] = vfma(v, k[r], acc[r][m]);
@@ -59,12 +61,18 @@ void run_sum(const RunSum<A>& a, const Weight* weight, const A* x, const A* g, A
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) total[r * a.step + weight[m].slot] += sum_lanes<A>(acc[r][m]);
+    for (int m = 0; m < M; ++m) {
+      A* const to = sums + (r * a.step + weight[m].slot) * kLanes<A>;
+      S sum;
+      __builtin_memcpy(&sum, to, sizeof sum);
+      sum += acc[r][m];
+      __builtin_memcpy(to, &sum, sizeof sum);
+    }
 }
 
 // n weights of each of `outputs` (1, 2 or 4) filters.
 template <class A>
-void run_sums(const RunSum<A>& a, i64 outputs, const Weight* weight, i64 n, const A* x, const A* g, A* total) {
+void run_sums(const RunSum<A>& a, i64 outputs, const Weight* weight, i64 n, const A* x, const A* g, A* sums) {
   using Fn = void (*)(const RunSum<A>&, const Weight*, const A*, const A*, A*);
 #define LK_T(r, n) run_sum<A, r, n>
   static constexpr Fn one[] = {nullptr,    LK_T(1, 1), LK_T(1, 2), LK_T(1, 3), LK_T(1, 4),
@@ -80,7 +88,7 @@ void run_sums(const RunSum<A>& a, i64 outputs, const Weight* weight, i64 n, cons
 #undef LK_T
   for (i64 pieces = ceil_div(n, kWeights[outputs]); pieces > 0; --pieces) {
     const i64 m = ceil_div(n, pieces);
-    (outputs == 1 ? one : outputs == 2 ? two : four)[m](a, weight, x, g, total);
+    (outputs == 1 ? one : outputs == 2 ? two : four)[m](a, weight, x, g, sums);
     weight += m;
     n -= m;
   }

@@ -16,36 +16,40 @@ struct SparseTile {
   i64 sources, channel, slots;  // slots: weights of one source, elements
   Walk walk;
   const A *weights, *init;
-  i64 pitch;  // from one output to the next
+  i64 pitch;           // from one output to the next
+  i64 step, out_step;  // from one vector to the next, of inputs and of outputs
 };
 
-// R outputs that share their taps times P vectors of pixels.
+// R outputs that share their taps times P vectors of pixels. One output alone loads as much as it multiplies.
 template <class A, int R, int P>
 void sparse_tile(const SparseTile<A>& a, const A* x, A* out) {
-  constexpr int V = kLanes<A>;
-  Vec<A> acc[R][P];
+  using S = __typeof__(run_vector<A, R>());
+  constexpr int L = static_cast<int>(sizeof(S) / sizeof(A)), K = kLanes<A> / L, N = P * K;
+  S acc[R][N];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) acc[r][p] = every(a.init[r]);
+#pragma GCC unroll 16
+    for (int p = 0; p < N; ++p) acc[r][p] = a.init[r] - S{};
   const Term* term = a.walk.term;
   const i64* count = a.walk.count;
   const A* w = a.weights;
+  const i64 step = a.step, out_step = a.out_step;
   for (i64 s = a.sources; s > 0; --s) {
     const Term* const end = term + *count;
     for (const Term* t = term; t != end; ++t) {
       const A *xt = x + t->at, *wt = w + t->slot * R;
-      Vec<A> v[P];
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        v[p] = vload(xt + p * V);
+      S v[N];
+#pragma GCC unroll 16
+      for (int p = 0; p < N; ++p) {
+        __builtin_memcpy(&v[p], xt + p % K * L, sizeof(S));
         if (R > 1) LK_KEEP(v[p]);
+        if (p % K == K - 1) xt += step;
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        const Vec<A> k = every(wt[r]);
-#pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) acc[r][p] = vfma(v[p], k, acc[r][p]);
+        const S k = wt[r] - S{};
+#pragma GCC unroll 16
+        for (int p = 0; p < N; ++p) acc[r][p] = vfma(v[p], k, acc[r][p]);
       }
     }
     x += a.channel;
@@ -55,8 +59,8 @@ void sparse_tile(const SparseTile<A>& a, const A* x, A* out) {
   }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r, out += a.pitch)
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) vstore(out + p * V, acc[r][p]);
+#pragma GCC unroll 16
+    for (int p = 0; p < N; ++p) __builtin_memcpy(out + p / K * out_step + p % K * L, &acc[r][p], sizeof(S));
 }
 
 template <class A>

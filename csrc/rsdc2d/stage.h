@@ -43,7 +43,8 @@ struct Stage {
         const i64 i = i0 + g.rows.lo + u;
         A* const to = data + q * plane + u * row;
         if (i < 0 || i >= m) {
-          for (i64 c = 0; c < paired(Pairs, count); ++c) clear(to + c * channel, n);
+          if (height < g.rows.grid + g.halo())  // else it was cleared once
+            for (i64 c = 0; c < paired(Pairs, count); ++c) clear(to + c * channel, n);
           continue;
         }
         const T* const line = corner + i * sh * g.src.h;

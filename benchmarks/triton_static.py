@@ -66,8 +66,9 @@ MLDN = [
         (24, "dropout", torch.float16, "nchw"),
         (24, "version 2", torch.bfloat16, "nhwc"),
         (24, "condensed", torch.bfloat16, "nhwc"),
+        (24, "condensed version 2", torch.bfloat16, "nhwc"),
     )
-    for kind in ("fwd", "bwd")[: 2 if form == "version 1" else 1]
+    for kind in ("fwd", "bwd")[: 2 if form.startswith("version") else 1]
 ]
 # condensed_conv2d: `kernels` is the number of filters, `combine` the activation; four groups, a quarter for each.
 CONDENSED = [
@@ -126,16 +127,18 @@ def blocks(case: Case) -> tuple[Any, list[Launch]]:
         return TensorMeta(size, stride, of, device)
 
     kappa, c = growth // 2, shape[1] // 2
-    mid, columns, condensed = 4 * kappa, 2 * (2 * c + kappa), form == "condensed"
+    mid, columns, condensed, second = 4 * kappa, 2 * (2 * c + kappa), "condensed" in form, "version 2" in form
     given = {"weight1": meta((mid * columns // (1 + condensed),)), "weight3": meta((4 * kappa * mid // 4 * 9,))}
     given |= {"affine1": meta((2, columns), wide), "affine2": meta((2, 4 * mid), wide)}
-    if form == "version 2":
-        given |= {"weight_sfr": meta((columns * kappa,)), "affine3": meta((2, 4 * kappa), wide)}
+    if second:
+        given |= {"weight_sfr": meta((columns * kappa // (1 + condensed),)), "affine3": meta((2, 4 * kappa), wide)}
     if condensed:  # two groups, half of the channels each
         given |= {"running1": given["affine1"], "running2": given["affine2"], "index": meta((columns,), torch.int64)}
+    if condensed and second:
+        given |= {"running3": given["affine3"], "index_sfr": given["index"]}
     if form == "dropout":
         given["seed"] = meta((), torch.int64)
-    values = (2, 2, growth, 4, 4, 2 if form == "version 2" else 1, "xor1", 3, 1e-5, 0.1 if form == "dropout" else 0.0)
+    values = (2, 2, growth, 4, 4, 1 + second, "xor1", 3, 1e-5, 0.1 if form == "dropout" else 0.0)
     spec = Spec.of(Inputs(x=meta(shape), **given), *values, 2 * condensed, 1 + condensed, not condensed)
     return spec, _once(recorded(spec, kind))
 

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton_mldn_cases import BACKWARD, RUNS
+from triton_mldn_cases import BACKWARD, COMMON, RUNS, SECOND
 from triton_runs import results
 
 from lightkernels._core.spec import TensorMeta, dense_stride
@@ -41,8 +41,10 @@ def test_case(result_of: Callable[[str], dict[str, Any]], name: str) -> None:
     for what, (error, bound) in result["errors"].items():
         assert error <= bound, f"{what}: error {error:.3g}, bound {bound:.3g}"
     due = ["spatial", "spread", *(["finish"] if result["statistics"] else [])]
-    due += ["condensed"] if result["form"] == "condensed" else ["pointwise", *filter(None, [result["form"]])]
-    due += [*BACKWARD, "sum_parts"] if result["backward"] else []
+    due += result["forms"] if "condensed" in result["forms"] else ["pointwise", *result["forms"]]
+    if result["backward"]:
+        own = [*COMMON, *SECOND[: 4 if result["statistics"] else 3]] if "reactivate" in result["forms"] else BACKWARD
+        due += [*own, "sum_parts"]
     assert result["kernels"] == ([] if name.startswith("empty") else sorted(due))
     assert result["backward"] == ("gradient of weight3" in result["errors"])
     assert result["margins"], "wrote outside"
@@ -92,11 +94,13 @@ def test_fits_the_machine(dtype: torch.dtype, layout: str, capability: int, kern
 
 
 def test_second_version_fits_the_machine() -> None:
-    found = {launch.kernel.__name__: launch for launch in recorded(block(torch.bfloat16, "nhwc", version=2))}
-    assert set(found) == {*FORWARD, "reactivate"}
-    code = compile_for(found["reactivate"], 90)
-    assert code.spills == 0
-    assert code.opcodes["HMMA"] + code.opcodes["HGMMA"] > 0
+    spec = block(torch.bfloat16, "nhwc", version=2)
+    found = {launch.kernel.__name__: launch for launch in recorded(spec) + recorded(spec, "bwd")}
+    assert set(found) == {*FORWARD, "reactivate", *COMMON, *SECOND, "sum_parts"}
+    for name in ("reactivate", *SECOND[:2]):
+        code = compile_for(found[name], 90)
+        assert code.spills == 0
+        assert code.opcodes["HMMA"] + code.opcodes["HGMMA"] > 0
 
 
 def test_two_kernels_a_layer_in_evaluation() -> None:

@@ -15,7 +15,9 @@ from triton_interpreter_cases import bound, guarded, kernels_named, margins_hold
 SMALL = {"bm": 32, "mid": 2, "bk": 2}
 
 
-BACKWARD = ("settle", "spatial_back", "norm_sums", "spatial_grad", "collect", "pointwise_back", "pointwise_grad")
+COMMON = ("spatial_back", "norm_sums", "spatial_grad", "collect", "pointwise_back", "pointwise_grad")
+BACKWARD = ("settle", *COMMON)
+SECOND = ("reactivate_back", "reactivate_grad", "join", "recentre")
 
 
 class Run(NamedTuple):
@@ -39,10 +41,11 @@ RUNS: dict[str, Run] = {
     "rotated": Run("rotated", torch.float32, "nhwc", backward=False),
     "evaluation-nchw": Run("evaluation", torch.float64, "nchw", backward=False),
     "evaluation-bfloat16": Run("evaluation", torch.bfloat16, "nhwc"),
-    "second-nchw": Run("second", torch.float32, "nchw"),
+    "second-nchw": Run("second_drops", torch.float32, "nchw"),
     "second-turned": Run("second_turned", torch.float64, "nhwc"),
     "second-evaluation": Run("evaluation_second", torch.float16, "nhwc"),
     "condensed-nchw": Run("evaluation", torch.float32, "nchw", condensed=True),
+    "condensed-second": Run("second_picked", torch.float32, "nhwc", condensed=True),
     "condensed-small-tiles": Run("evaluation", torch.float64, "nhwc", {"bm": 32, "bk": 16}, condensed=True),
     "empty-batch": Run("empty_batch", torch.float32, "nchw"),
 }
@@ -58,9 +61,16 @@ def pick(t: Any, values: list[Any]) -> Any:
     random = torch.Generator().manual_seed(5)
     layers, paths, growth = values[:3]
     widths = [t.x.shape[1] // paths + i * growth // paths for i in range(layers)]
-    rows = [torch.randperm(c, generator=random)[: c // 2].sort().values for c in widths for _ in range(2 * paths)]
+
+    def drawn() -> Tensor:
+        halves = [torch.randperm(c, generator=random)[: c // 2].sort().values for c in widths for _ in range(2 * paths)]
+        return torch.cat(halves)
+
     values[-3:-1] = (2, 2)
-    return t._replace(weight1=t.weight1[: len(t.weight1) // 2], index=torch.cat(rows))
+    t = t._replace(weight1=t.weight1[: len(t.weight1) // 2], index=drawn())
+    if t.weight_sfr is None:
+        return t
+    return t._replace(weight_sfr=t.weight_sfr[: len(t.weight_sfr) // 2], index_sfr=drawn())
 
 
 def run(
@@ -77,12 +87,17 @@ def run(
         triton_forms,
         triton_kernels,
         triton_launch,
+        triton_second,
     )
     from lightkernels.ops.mldn_block.op import prepare
     from lightkernels.ops.mldn_block.spec import Inputs, Outputs, Spec
 
-    turned = cases.case("second_turned", (2, 8, 3, 4), 3, 4, 4, version=2, pairing="rotate", bottleneck=1)
-    (case,) = [c for c in (*cases.CASES, turned) if c.name == name]
+    second = (
+        cases.case("second_turned", (2, 4, 3, 4), 2, 4, 4, version=2, pairing="rotate", bottleneck=1, recompute=True),
+        cases.case("second_picked", (2, 8, 3, 4), 3, 2, 8, version=2, bottleneck=1, running=True),
+        cases.case("second_drops", (2, 4, 5, 4), 2, 2, 4, version=2, kernel_size=5, sets=1, bias=True, dropout=0.25),
+    )
+    (case,) = [c for c in (*cases.CASES, *second) if c.name == name]
     sample = case.build(7, dtype, layout).map(lambda t: t.requires_grad_())
 
     def between(t: Tensor | None) -> Tensor | None:
@@ -110,7 +125,8 @@ def run(
 
     triton_launch.Tiles.__init__ = smaller
     names = {triton_kernels: ("pointwise", "spatial", "finish", "spread"), triton_back: BACKWARD}
-    names |= {triton_math: ("sum_parts",), triton_forms: ("reactivate", "condensed")}
+    names |= {triton_second: SECOND}
+    names |= {triton_math: ("sum_parts",), triton_forms: ("reactivate", "condensed", "reach")}
     with poisoned_allocations() as buffers, kernels_named(names) as seen:
         out = triton.fwd(spec, t)
         again = triton.fwd(spec, t) if tiles else out
@@ -132,13 +148,13 @@ def run(
             limit = 1e-13 * rms(right)
         errors[what] = Seen(rms(ours.double() - right), limit)
     grads, same = {}, True
-    backward = backward and spec.version == 1 and not spec.empty and not spec.index_groups
+    backward = backward and not spec.empty and not spec.index_groups
     if backward:
         g = torch.randn(spec.y_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         g = guarded(spec.y_shape, spec.y_stride, dtype, torch.nan)[0].copy_(g)
         # What it is given is what the definition kept, so that errors of the forward do not add up.
         known = Outputs(*plain[:4], mid=plain.mid if spec.keep else out.mid)
-        late = t._replace(x=None)
+        late = t if spec.needs_input else t._replace(x=None)
         with poisoned_allocations() as more, kernels_named(names) as own_kernels:
             own = triton.bwd(spec, g, late, known)
             twice = triton.bwd(spec, g, late, known) if tiles else own
@@ -163,7 +179,9 @@ def run(
         "same": same and all(torch.equal(a, b) for a, b in zip(out, again, strict=True)) and torch.equal(out.y, y),
         "backward": backward,
         "statistics": spec.batch_stats,
-        "form": "reactivate" if spec.version == 2 else "condensed" if condensed else "",
+        "forms": ["reactivate"] * (spec.version == 2)
+        + ["condensed"] * condensed
+        + ["reach"] * bool(t.index_sfr is not None),
     }
 
 

@@ -16,14 +16,15 @@ void check(int error) { bindings::check("mldn_block", error); }
 using bindings::at;
 
 Inputs inputs(const std::vector<Address>& a, std::uint64_t seed) {
-  if (a.size() != 12) throw std::invalid_argument("mldn_block: twelve inputs");
+  if (a.size() != 13) throw std::invalid_argument("mldn_block: thirteen inputs");
   Inputs in{};
   const Address* from = a.data();
   for (const void** to : {&in.weight1, &in.weight3, &in.bias3, &in.weight_sfr, &in.affine1, &in.affine2, &in.affine3,
                           &in.running1, &in.running2, &in.running3})
     *to = at(*from++);
   in.cells = static_cast<const i64*>(at(*from++));
-  in.index = static_cast<const i64*>(at(*from));
+  in.index = static_cast<const i64*>(at(*from++));
+  in.index_sfr = static_cast<const i64*>(at(*from));
   in.seed = seed;
   return in;
 }
@@ -61,8 +62,8 @@ struct Plan {
   }
 };
 
-// inputs: weight1 weight3 bias3 weight_sfr affine1 affine2 affine3 running1 running2 running3 taps index; outputs: y
-// mid stats1 stats2 stats3; gradients: g buffer inner third state lost x weight1 weight3 bias3 weight_sfr affine1
+// inputs: weight1 weight3 bias3 weight_sfr affine1 affine2 affine3 running1 running2 running3 taps index
+// index_sfr; outputs: y mid stats1 stats2 stats3; gradients: g buffer inner third state lost x weight1 weight3 bias3 weight_sfr affine1
 // affine2 affine3.
 void bind(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;

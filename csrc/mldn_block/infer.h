@@ -2,6 +2,7 @@
 // threads are cut into pieces, layer by layer. Norms are constants, and the arithmetic is that of the forward pass.
 #pragma once
 #include "mldn_block/forward.h"
+#include "mldn_block/reach.h"
 
 namespace {
 namespace mldn {
@@ -33,6 +34,7 @@ struct Infer {
   Layers<T> layers;
   Second<T> second;
   Third<T> third;
+  Reach<T> reach;  // in the place of third, where condensed
   bool cut;          // an image among the threads
   i64 groups, part;  // of the first convolution: groups, each of which reads 1 / part of the inputs
   i64 block;         // outputs of a group, whole tiles
@@ -50,6 +52,7 @@ struct Infer {
         layers(whole, in, y),
         second(layers, whole.p.layers),
         third(layers, whole.p.layers),
+        reach(layers),
         cut(whole.p.n < whole.p.threads),
         groups(whole.p.index_groups ? whole.p.index_groups : 1),
         part(whole.p.condense),
@@ -59,6 +62,7 @@ struct Infer {
     if (cut) panel = smaller(panel, round_up(ceil_div(whole.pixels, whole.p.threads), kSub<A>));
   }
 
+  bool picks() const { return b.changes() && b.p.index_groups > 0; }
   i64 depth(i64 l) const { return b.width(l) / part; }
   // Inputs of all groups before layer l and path.
   i64 column(i64 l, i64 path) const { return groups * (b.start(l) + path * b.width(l)) / part; }
@@ -69,12 +73,12 @@ struct Infer {
     packed = a.take<A>(columns() * block);
     norm2.take(a, b.p.layers * b.p.paths * groups * block);
     second.share(a);
-    third.share(a);
+    picks() ? reach.share(a) : third.share(a);
     if (cut) inner = a.take<A>(b.p.paths * b.p.mid * pitch);
   }
   void own(Arena& a) {
     second.own(a);
-    third.own(a);
+    picks() ? reach.own(a) : third.own(a);
     inputs = a.take<A>(panel * groups * depth(b.p.layers - 1));
     if (!cut) inner = a.take<A>(b.p.mid * pitch);
   }
@@ -109,6 +113,7 @@ struct Infer {
           }
       }
     second.pack(l, path);
+    if (picks()) return reach.pack(l, path);
     if (!b.changes()) return;
     third.pack(l, path);
     third.set(l, path, static_cast<const A*>(layers.in.running3));
@@ -144,6 +149,8 @@ struct Infer {
     second.make(l, path, g, layers.prefix(n, b.partner(l, path)) + (b.width(l) + g * b.outputs()) * b.pixels);
   }
 
+  void react(i64 l, i64 u) { picks() ? reach.unit(l, u) : third.unit(l, u, false); }
+
   void image(i64 n) {
     for (i64 l = 0; l < b.p.layers; ++l) {
       for (i64 path = 0; path < b.p.paths; ++path) {
@@ -151,7 +158,7 @@ struct Infer {
         for (i64 g = 0; g < b.p.groups; ++g) convolve(l, path, n, g, inner);
       }
       for (i64 path = 0; b.changes() && path < b.p.paths; ++path)
-        for (i64 s = 0; s < layers.segments; ++s) third.unit(l, (path * b.p.n + n) * layers.segments + s, false);
+        for (i64 s = 0; s < layers.segments; ++s) react(l, (path * b.p.n + n) * layers.segments + s);
     }
   }
   // The same, by all threads together.
@@ -170,7 +177,7 @@ struct Infer {
       if (b.changes()) {
 #pragma omp for schedule(static)
         for (i64 u = 0; u < b.p.paths * layers.segments; ++u)
-          third.unit(l, (u / layers.segments * b.p.n + n) * layers.segments + u % layers.segments, false);
+          react(l, (u / layers.segments * b.p.n + n) * layers.segments + u % layers.segments);
       }
     }
   }

@@ -25,7 +25,7 @@ struct Params {
 struct Inputs {
   const void *weight1, *weight3, *bias3, *weight_sfr;                        // elements
   const void *affine1, *affine2, *affine3, *running1, *running2, *running3;  // acc, [2, ...]
-  const i64 *cells, *index;
+  const i64 *cells, *index, *index_sfr;
   std::uint64_t seed;
 };
 

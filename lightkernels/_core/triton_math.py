@@ -20,6 +20,23 @@ def relu(v):
     return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
+@triton.jit
+def decoded(cell, K: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr):
+    """Row and column offset of cells y * K + x, and whether they lie in the window; 0 stands for one that does not."""
+    live = (cell >= 0) & (cell < K * K)
+    cell = tl.where(live, cell, 0).to(tl.int32)
+    return cell // K * DH - PH, cell % K * DW - PW, live
+
+
+@triton.jit
+def tap_offset(taps, i, K: tl.constexpr, TAPS: tl.constexpr):
+    """`decoded` of the i-th of `taps`, or without TAPS of cell i, about the middle of the window."""
+    cell = i
+    if TAPS:
+        cell = tl.load(taps + i)
+    return decoded(cell, K, 1, 1, K // 2, K // 2)
+
+
 @triton.jit(do_not_specialize=["PARTS", "SIZE"])
 def sum_parts(part, out, PARTS, SIZE, BP: tl.constexpr, BE: tl.constexpr):
     """out[e] = the sum over PARTS rows p of part[p, e], always in the same order."""

@@ -78,7 +78,7 @@ def _device(text: str) -> str:
 _shape.__name__, _shapes.__name__, _ints.__name__, _device.__name__ = "shape", "shapes", "integers", "device"
 _ints_or_word.__name__ = "integers or a word"
 # Arguments that hold places, not values.
-INTEGRAL = ("taps", "index", "seed")
+INTEGRAL = ("taps", "index", "index_sfr", "seed")
 
 
 def _kind(hint: Any) -> Any:

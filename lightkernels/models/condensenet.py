@@ -67,10 +67,11 @@ class DenseLayer(nn.Module):
             )
 
     def plain(self) -> bool:
-        """Whether it is still a layer of version 1 as it was made."""
-        added = self.excite is not None or self.reactivate is not None
+        """Whether it is still a layer as it was made, of nothing that the operator of the dense block has not."""
         kinds = zip((self.reduce, self.act, self.conv), (LearnedGroupConv2d, nn.ReLU, nn.Conv2d), strict=True)
-        return not added and self.reduce.activation == "relu" and all(type(m) is kind for m, kind in kinds)
+        known = self.excite is None and self.reduce.activation == "relu" and all(type(m) is kind for m, kind in kinds)
+        again = self.reactivate
+        return known and (again is None or (type(again) is SparseFeatureReactivation and again.activation == "relu"))
 
     def values(self, layers: int) -> dict[str, Any]:
         """Of a block of such layers, as the operator of the dense block has them."""
@@ -80,7 +81,7 @@ class DenseLayer(nn.Module):
             "growth": self.conv.out_channels,
             "bottleneck": self.conv.in_channels // self.conv.out_channels,
             "groups": self.conv.groups,
-            "version": 1,
+            "version": 1 if self.reactivate is None else 2,
             "pairing": "xor1",
             "kernel_size": 3,
             "index_groups": self.reduce.groups,
@@ -95,14 +96,16 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Sequential, Condensable):
-    """The layers of a block. Condensed, those of version 1 are one operator, of one path; those of version 2 stay
+    """The layers of a block. Condensed, they are one operator, of one path; those with h-swish or squeeze-excite stay
     layers, with condensed children."""
 
     def condense(self) -> nn.Module:
         layers = cast("list[DenseLayer]", list(self))
         norms = [n for layer in layers for n in (layer.reduce.norm, layer.norm)]
+        norms += [layer.reactivate.norm for layer in layers if layer.reactivate is not None]
+        alike = len({layer.reactivate is None for layer in layers}) == 1
         known = all(type(n) is nn.BatchNorm2d and n.affine and n.track_running_stats for n in norms)
-        if known and len({n.eps for n in norms}) == 1 and all(layer.plain() for layer in layers):
+        if alike and known and len({n.eps for n in norms}) == 1 and all(layer.plain() for layer in layers):
             return like(CondensedMLDNBlock(layers[0].values(len(layers)), layers), self)
         return DenseBlock(*(condense(layer) for layer in layers)).train(self.training)
 

@@ -151,7 +151,8 @@ class CondensedReactivation(nn.Module):
 
     Shapes: input h ``[N, in_channels, H, W]`` and optionally x ``[N, out_channels, H, W]``, which the result is added
     to; output ``[N, out_channels, H, W]``. Input i belongs to group ``i % groups``. Output channels that several groups
-    reach get the sum, those that none reaches get nothing. On CUDA the order of the sum may vary from run to run.
+    reach get the sum, those that none reaches get nothing. It is computed as one convolution whose weight, zeros where
+    no group reaches, is made in every call: that is faster than adding channel by channel.
 
     Child: ``norm``. Parameter: ``weight`` ``[groups * kept, in_channels / groups]``. Buffer: ``index`` int64
     ``[groups, kept]``, the output channels that each group writes.
@@ -194,13 +195,15 @@ class CondensedReactivation(nn.Module):
         nn.init.normal_(self.weight, std=(2 / out_channels) ** 0.5)
 
     def forward(self, h: Tensor, x: Tensor | None = None) -> Tensor:
-        n, c, height, width = h.shape
-        h = ACTIVATIONS[self.activation](self.norm(h))
-        h = h.view(n, -1, self.groups, height, width).transpose(1, 2).reshape(n, c, height, width)
-        r = F.conv2d(h, self.weight[:, :, None, None], groups=self.groups)
-        if x is None:
-            x = r.new_zeros(n, self.out_channels, height, width)
-        return x.index_add(1, self.index.flatten(), r.to(x.dtype))
+        r = F.conv2d(ACTIVATIONS[self.activation](self.norm(h)), self.full_weight()[:, :, None, None])
+        return r if x is None else x + r
+
+    def full_weight(self) -> Tensor:
+        """[out_channels, in_channels], differentiable: zero where a group does not reach."""
+        groups, each = self.groups, self.in_channels // self.groups
+        rows = self.index * groups + torch.arange(groups, device=self.index.device)[:, None]
+        full = self.weight.new_zeros(self.out_channels * groups, each).index_add(0, rows.flatten(), self.weight)
+        return full.view(-1, groups, each).transpose(1, 2).flatten(1)
 
     def stated_count(self, convention: str, x: Tensor, y: Tensor) -> tuple[int, int]:
         pixels = y.shape[2] * y.shape[3]

@@ -286,12 +286,12 @@ class MLDNBlock(Condensable):
         """A smaller block of equal output in evaluation, without masks: for each group an index table into its path,
         in which the exchange between paths and the shuffle of the 1x1 are contained.
 
-        Version 1 becomes one operator again. Version 2 becomes this block with condensed children.
+        What runs as one operator becomes one operator again, and other blocks their layers with condensed children.
 
         Raises ValueError unless all pruning stages are done.
         """
         paths = list(self._every())
-        if self.version == 1 and _mldn_pack.Parts(self.layers).why_layered() is None:
+        if _mldn_pack.Parts(self.layers).why_layered() is None:
             values = {**self._values(), "index_groups": self.groups, "condense_factor": self.condense_factor}
             return like(CondensedMLDNBlock(values, paths), self)
         memo: dict[int, Any] = {}

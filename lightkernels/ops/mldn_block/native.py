@@ -67,7 +67,8 @@ def _dense(t: Inputs) -> Inputs:
 
 def _inputs(t: Inputs) -> list[int]:
     norms = (t.affine1, t.affine2, t.affine3, t.running1, t.running2, t.running3)
-    return [_address(one) for one in (t.weight1, t.weight3, t.bias3, t.weight_sfr, *norms, t.taps, t.index)]
+    tables = (t.taps, t.index, t.index_sfr)
+    return [_address(one) for one in (t.weight1, t.weight3, t.bias3, t.weight_sfr, *norms, *tables)]
 
 
 def _seed(t: Inputs) -> int:

@@ -121,6 +121,7 @@ def mldn_block(
     running2: Tensor | None = None,
     running3: Tensor | None = None,
     index: Tensor | None = None,
+    index_sfr: Tensor | None = None,
     index_groups: int = 0,
     condense_factor: int = 1,
     recompute: bool = False,
@@ -158,7 +159,8 @@ def mldn_block(
         running1, running2, running3: [2, ...] mean and variance as the affine ones; None for batch statistics.
         index, index_groups, condense_factor: the condensed form, with running statistics: int64, a block
             [G1, c_l / C] of channels of the path; affine1 follows it, and row o of weight1, [m, c_l / C], reads
-            group o mod G1.
+            group o mod G1. index_sfr: version 2's, of the same shape: the new channels i with i mod G1 = g are
+            added to its channels, by weight_sfr's rows [G1 c_l / C, kappa / G1].
         recompute: the backward computes the 1x1 again, and less is kept for it.
         backend: a name of :func:`lightkernels.use_backend`; by default the context's, else the fastest.
 

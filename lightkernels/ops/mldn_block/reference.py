@@ -34,6 +34,7 @@ class Path(NamedTuple):
     norm3: tuple[Tensor | None, ...]
     taps: Tensor | None
     chosen: Tensor | None
+    reached: Tensor | None
 
 
 def paths_of(spec: Spec, t: Inputs) -> list[list[Path]]:
@@ -55,12 +56,13 @@ def paths_of(spec: Spec, t: Inputs) -> list[list[Path]]:
         [w.view(mid, c) for w, c in zip(t.weight1.split([mid * c for c in inner]), inner, strict=True)],
         t.weight3.view(many, kappa, mid // spec.groups, spec.taps).unbind(),
         none if t.bias3 is None else t.bias3.view(many, kappa).unbind(),
-        none if t.weight_sfr is None else [w.view(-1, kappa) for w in t.weight_sfr.split([kappa * c for c in widths])],
+        none if t.weight_sfr is None else t.weight_sfr.split([kappa * c for c in inner]),
         norms(t.affine1, t.running1, reads),
         norms(t.affine2, t.running2, [mid] * many),
         norms(t.affine3, t.running3, [kappa] * many),
         none if t.taps is None else t.taps.view(many, spec.sets, spec.taps).unbind(),
         none if t.index is None else t.index.split(reads),
+        none if t.index_sfr is None else t.index_sfr.split(reads),
     ]
     flat = [Path(i // spec.paths, i % spec.paths, *rest) for i, rest in enumerate(zip(*parts, strict=True))]
     return [flat[i : i + spec.paths] for i in range(0, many, spec.paths)]
@@ -115,6 +117,19 @@ def pointwise(spec: Spec, a: Tensor, part: Path) -> Tensor:
     return shuffled
 
 
+def reactivating(spec: Spec, part: Path) -> Tensor:
+    """[c_l, kappa]: what new channels are multiplied by. Condensed: zero where their group does not reach."""
+    assert part.weight_sfr is not None
+    if part.reached is None:
+        return part.weight_sfr.view(-1, spec.kappa)
+    groups, width = spec.index_groups, spec.widths[part.layer]
+    rows = part.reached.view(groups, -1) * groups + torch.arange(groups, device=part.reached.device)[:, None]
+    values = part.weight_sfr.view(-1, spec.kappa // groups)
+    full = values.new_zeros(width * groups, spec.kappa // groups).index_add(0, rows.flatten(), values)
+    weight: Tensor = full.unflatten(0, (width, groups)).transpose(1, 2).flatten(1)
+    return weight
+
+
 def spatial(spec: Spec, b: Tensor, part: Path) -> Tensor:
     if part.taps is not None:
         return rsdc2d.forward(
@@ -142,9 +157,9 @@ def run(spec: Spec, t: Inputs) -> Outputs:
             hidden.append(spatial(spec, normalise(spec, middle[-1], part.norm2, stats[1]).relu(), part))
         if spec.version == 2:
             pieces = tuple(
-                piece + F.conv2d(normalise(spec, h, part.norm3, stats[2]).relu(), part.weight_sfr[:, :, None, None])
+                piece
+                + F.conv2d(normalise(spec, h, part.norm3, stats[2]).relu(), reactivating(spec, part)[:, :, None, None])
                 for piece, h, part in zip(pieces, hidden, layer, strict=True)
-                if part.weight_sfr is not None
             )
             stats[0].extend(last)
         elif last:

@@ -25,10 +25,12 @@ class Inputs(NamedTuple):
     affine1: [2, columns], gamma and beta of the first norms: a block [c_l] (condensed: as ``index``). As all norms are,
         float64 for a float64 x, else float32.
     affine2: [2, L P m]. bias3: [L P kappa], of x's dtype, or None.
-    weight_sfr: version 2: 1-D, a block [c_l, kappa]; affine3: version 2: [2, L P kappa]. Else None.
+    weight_sfr: version 2: 1-D, a block [c_l, kappa] (condensed: [G1 c_l / C, kappa / G1], as ``index_sfr``);
+        affine3: version 2: [2, L P kappa]. Else None.
     running1, running2, running3: mean and variance, laid out as the affine ones; None for batch statistics.
     taps: int64 [L P S, T], or None for the whole window.
-    index: int64, a block [G1, c_l / C] of channels of the path, or None. seed: int64 [], or None.
+    index: int64, a block [G1, c_l / C] of channels of the path, or None. index_sfr: likewise, of version 2: the
+        channels that the new channels i with i mod G1 = g are added to. seed: int64 [], or None.
     """
 
     x: Any
@@ -44,6 +46,7 @@ class Inputs(NamedTuple):
     running3: Any = None
     taps: Any = None
     index: Any = None
+    index_sfr: Any = None
     seed: Any = None
 
 
@@ -137,15 +140,15 @@ class Spec:
             check_count(NAME, count, kernel_size)
         condensed = t.index is not None
         if condensed:
-            usable = version == 1 and not batch_stats and dropout == 0
-            require(
-                usable, NAME, "index", "be None unless version is 1, running statistics come, and dropout is 0", t.index
-            )
+            usable = not batch_stats and dropout == 0
+            require(usable, NAME, "index", "be None unless running statistics come and dropout is 0", t.index)
             require(index_groups >= 1, NAME, "index_groups", "be at least 1", index_groups)
             hint = "condense_factor and index_groups divide what enters a path and its bottleneck."
             widths = all((c // paths + i * kappa) % condense_factor == 0 for i in range(layers))
             require(widths, NAME, "condense_factor", "divide the channels of every layer", condense_factor, hint)
             require(mid % index_groups == 0, NAME, "index_groups", f"divide {mid}", index_groups, hint)
+            fits = version == 1 or kappa % index_groups == 0
+            require(fits, NAME, "index_groups", f"divide {kappa}, what a path adds", index_groups)
         spec = cls(
             n=n,
             c=c,
@@ -198,10 +201,11 @@ class Spec:
             "weight1": (self.mid * self.columns // self.condense_factor,),
             "weight3": (many * self.kappa * (self.mid // self.groups) * self.taps,),
             "bias3": (many * self.kappa,),
-            "weight_sfr": (self.columns * self.kappa,) if second else None,
+            "weight_sfr": (self.columns * self.kappa // self.condense_factor,) if second else None,
             **{f"affine{i + 1}": shape for i, shape in enumerate(norms)},
             **{f"running{i + 1}": None if self.batch_stats else shape for i, shape in enumerate(norms)},
             "index": (rest,) if rest else None,
+            "index_sfr": (rest,) if rest and second else None,
             "seed": () if self.dropout > 0 else None,
         }
 
@@ -330,7 +334,7 @@ class Spec:
         pixels, many = self.n * self.h * self.w, self.layers * self.paths
         first = self.columns // self.condense_factor * self.mid
         third = many * self.kappa * (self.mid // self.groups) * self.taps
-        sfr = self.columns * self.kappa if self.version == 2 else 0
+        sfr = self.columns // self.condense_factor * self.kappa if self.version == 2 else 0
         return 2 * pixels * (first + third + sfr)
 
     def _traffic(self, prefix: int, rest: int) -> int:

@@ -1,4 +1,4 @@
-"""The Triton backend: forward and evaluation by own kernels, and the backward of version 1.
+"""The Triton backend: forward, evaluation and backward by own kernels.
 
 Importing this does not import Triton: `why_not` does, and the kernels come on first use.
 """
@@ -34,7 +34,7 @@ def config_text(spec: Spec) -> str:
     """For `explain`."""
     how = "each path's taps" if spec.sets <= 1 else "the whole window, as filters have taps of their own"
     if spec.version == 2:
-        return f"three kernels a layer, {how}; the backward by PyTorch's calls, as on the torch backend"
+        return f"three kernels a layer, {how}; in the backward the forward again, and thirteen"
     return f"two kernels a layer, {how}; in the backward nine"
 
 
@@ -58,9 +58,11 @@ def infer(spec: Spec, t: Inputs) -> Tensor:
 
 
 def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor | None, ...]:
-    if spec.version == 2 or spec.empty:
+    if spec.empty:
         return composite.bwd(spec, g, t, out)
-    from lightkernels.ops.mldn_block import triton_launch_back
+    from lightkernels.ops.mldn_block import triton_launch_back, triton_launch_second
 
+    launches = triton_launch_back if spec.version == 1 else triton_launch_second
     with guard(g.device):
-        return triton_launch_back.bwd(spec, g, t, out)
+        found: tuple[Tensor | None, ...] = launches.bwd(spec, g, t, out)
+    return found

@@ -1,4 +1,5 @@
-"""Triton kernels of the backward of `mldn_block`, version 1, a layer at a time from the last to the first.
+"""Triton kernels of the backward of `mldn_block`, a layer at a time from the last to the first; those that version 2
+alone needs are in `triton_second`.
 
 `settle` ends the gradient of channels when the layer that made them is reached; `spatial_back` and `spatial_grad` are
 the k x k's, `pointwise_back` and `pointwise_grad` the 1x1's. Activations are computed again from what lies in the
@@ -9,7 +10,7 @@ gamma times them is what the means and variances of a channel take from its grad
 import triton
 import triton.language as tl
 
-from lightkernels._core.triton_math import product, relu
+from lightkernels._core.triton_math import product, relu, tap_offset
 from lightkernels.ops.mldn_block.triton_kernels import mix, norm
 
 
@@ -103,16 +104,10 @@ def spatial_back(
     acc = tl.zeros((BM, BN), ACC)
     for step in range(0, COUNT * KB):
         i = step // KB
-        if TAPS:
-            cell = tl.load(taps + of * COUNT + i)
-            live = (cell >= 0) & (cell < K * K)
-            cell = tl.where(live, cell, 0).to(tl.int32)
-        else:
-            cell = i
-            live = i >= 0
+        down, right, live = tap_offset(taps + of * COUNT, i, K, TAPS)
         k = step % KB * BK + tl.arange(0, BK)
-        r = row - (cell // K - K // 2)
-        s = col - (cell % K - K // 2)
+        r = row - down
+        s = col - right
         inside = (m < M) & live & (r >= 0) & (r < H) & (s >= 0) & (s < W)
         at = src + (r * W + s).to(tl.int64) * GQ
         a = tl.load(
@@ -176,13 +171,7 @@ def spatial_grad(
     i = pid // (OB * CB) % COUNT
     path = pid // (OB * CB * COUNT) % PATHS
     p = pid // (OB * CB * COUNT * PATHS)
-    if TAPS:
-        cell = tl.load(taps + (LAYER * PATHS + path) * COUNT + i)
-        live = (cell >= 0) & (cell < K * K)
-        cell = tl.where(live, cell, 0).to(tl.int32)
-    else:
-        cell = i
-        live = i >= 0
+    down, right, live = tap_offset(taps + (LAYER * PATHS + path) * COUNT, i, K, TAPS)
     at_norm = path * MID + c
     mean, scale, beta = norm(affine, stats, A0 + at_norm, S0 + at_norm, c < MID, A_ROW, S_ROW, EPS)
     acc = tl.zeros((BO, BC), ACC)
@@ -194,8 +183,8 @@ def spatial_grad(
         at = (g + n * GN + (row * W + col).to(tl.int64) * GQ)[:, None]
         at += ((path * KAPPA + o).to(tl.int64) * GC)[None, :]
         grad = tl.load(at, mask=(m < M)[:, None] & (o < KAPPA)[None, :], other=0.0)
-        r = row + (cell // K - K // 2)
-        s = col + (cell % K - K // 2)
+        r = row + down
+        s = col + right
         inside = (m < M) & live & (r >= 0) & (r < H) & (s >= 0) & (s < W)
         ok = inside[:, None] & (c < MID)[None, :]
         at_t = (t + n * TN + (r * W + s).to(tl.int64) * TQ)[:, None] + (at_norm.to(tl.int64) * TC)[None, :]
@@ -253,9 +242,9 @@ def pointwise_back(
     g, t, w, u, d, affine2, stats2, grads2, affine, stats, seed, part,
     M, C, W0, A0, S0, A_ROW, S_ROW, S_PATH, B0, B_ROW, R0, R_ROW, THRESHOLD,
     PIXELS: tl.constexpr, PATHS: tl.constexpr, MID: tl.constexpr, UN: tl.constexpr, UC: tl.constexpr, UQ: tl.constexpr,
-    U_PATH: tl.constexpr, TN: tl.constexpr, TC: tl.constexpr, TQ: tl.constexpr, EPS: tl.constexpr,
-    DROP: tl.constexpr, KEEP: tl.constexpr, BATCH: tl.constexpr, MODE: tl.constexpr, ACC: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    U_PATH: tl.constexpr, TN: tl.constexpr, TC: tl.constexpr, TQ: tl.constexpr, DN: tl.constexpr, DC: tl.constexpr,
+    DQ: tl.constexpr, D_PATH: tl.constexpr, EPS: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
+    BATCH: tl.constexpr, MODE: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Adds to d, for the first C channels of each path of u, what this layer's 1x1 gives back: gamma / sigma times the
     gradient of its norm. g is the gradient of norm2(t); B and R are its norm's columns, A and S those of norm1."""
@@ -289,6 +278,7 @@ def pointwise_back(
         ga = tl.where(kept_of(seed, m, column, THRESHOLD), ga * KEEP, 0.0)
     inv = inverse(stats, row, j < C, S_ROW, EPS)
     leave_sums(part, ga, x * inv[None, :], block, path * C + j, j < C, PATHS * C)
+    at = (n * DN + q * DQ)[:, None] + ((path * D_PATH + j).to(tl.int64) * DC)[None, :]
     tl.store(d + at, tl.load(d + at, mask=ok, other=0.0) + ga * scale[None, :], mask=ok)
 
 

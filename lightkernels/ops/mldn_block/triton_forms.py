@@ -1,4 +1,4 @@
-"""Triton kernels of the other forms of `mldn_block`: version 2's reactivation, and the 1x1 of a condensed block."""
+"""Triton kernels of the other forms of `mldn_block`: version 2's reactivation, and what a condensed block has."""
 
 import triton
 import triton.language as tl
@@ -9,14 +9,15 @@ from lightkernels.ops.mldn_block.triton_kernels import leave_moments, norm
 
 @triton.jit(do_not_specialize=["M", "C", "W0", "A0", "S0", "A_ROW", "S_ROW"])
 def reactivate(
-    y, w, affine, stats, part, M, C, W0, A0, S0, A_ROW, S_ROW,
+    y, out, w, affine, stats, part, M, C, W0, A0, S0, A_ROW, S_ROW,
     PIXELS: tl.constexpr, PATHS: tl.constexpr, KAPPA: tl.constexpr, YN: tl.constexpr, YC: tl.constexpr,
     YQ: tl.constexpr, Y_PATH: tl.constexpr, XOR: tl.constexpr, TURN: tl.constexpr, EPS: tl.constexpr,
     STATS: tl.constexpr, MODE: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Adds to the first C channels of each path of y the sums over i of w[path, j, i] * relu(norm(h[pixel, i])).
+    """The first C channels of each path of y plus the sums over i of w[path, j, i] * relu(norm(h[pixel, i])), to out.
 
     h is what the path made: it lies behind the first C channels of path (path ^ XOR) + TURN, where nothing is changed.
+    out lies as y does, and may be y.
     """
     NB = tl.cdiv(C, BN)
     j = tl.program_id(0) % NB * BN + tl.arange(0, BN)
@@ -39,6 +40,7 @@ def reactivate(
     ok = (m < M)[:, None] & (j < C)[None, :]
     at = (y + place)[:, None] + ((path * Y_PATH + j).to(tl.int64) * YC)[None, :]
     value = (tl.load(at, mask=ok, other=0.0).to(ACC) + acc).to(y.dtype.element_ty)
+    at = (out + place)[:, None] + ((path * Y_PATH + j).to(tl.int64) * YC)[None, :]
     tl.store(at, value, mask=ok)
     if STATS:
         leave_moments(part, value.to(ACC), block, path * C + j, (m < M)[:, None], j < C, M, PATHS * C, BM)
@@ -78,3 +80,34 @@ def condensed(
         acc = product(a.to(u.dtype.element_ty), v, acc, MODE)
     dst = (t + n * TN + q * TQ)[:, None] + (o.to(tl.int64) * TC)[None, :]
     tl.store(dst, acc.to(t.dtype.element_ty), mask=(m < M)[:, None] & (j < EACH)[None, :])
+
+
+@triton.jit(do_not_specialize=["TOTAL"])
+def reach(
+    w, index, out, TOTAL, WIDTH: tl.constexpr, LAYERS: tl.constexpr, PATHS: tl.constexpr, KAPPA: tl.constexpr,
+    GROUPS: tl.constexpr, PART: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    """The reactivation of a condensed block, w[row, kappa / groups] of the channels ``index``, into out[column, kappa],
+    which is zero. WIDTH: channels of a path in the first layer; a group reaches 1 / PART of them."""
+    row = tl.program_id(0) * BE + tl.arange(0, BE)
+    before = 0
+    columns = 0
+    first = tl.zeros((BE,), tl.int32)
+    start = tl.zeros((BE,), tl.int32)
+    wide = tl.full((BE,), PART, tl.int32)
+    for layer in tl.static_range(0, LAYERS):
+        width = WIDTH + layer * KAPPA
+        here = row >= before
+        first = tl.where(here, before, first)
+        start = tl.where(here, columns, start)
+        wide = tl.where(here, width, wide)
+        before += PATHS * GROUPS * (width // PART)
+        columns += PATHS * width
+    each = wide // PART
+    block = (row - first) // each
+    channel = tl.load(index + row, mask=row < TOTAL, other=-1)
+    ok = (channel >= 0) & (channel < wide)
+    to = (start + block // GROUPS * wide + tl.where(ok, channel, 0).to(tl.int32)) * KAPPA + block % GROUPS
+    for i in range(0, KAPPA // GROUPS):
+        value = tl.load(w + row * (KAPPA // GROUPS) + i, mask=ok, other=0.0)
+        tl.store(out + to + i * GROUPS, value, mask=ok)

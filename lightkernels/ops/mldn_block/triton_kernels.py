@@ -8,7 +8,7 @@ the next layer's first reads. Weights of groups lie in one matrix, zero between 
 import triton
 import triton.language as tl
 
-from lightkernels._core.triton_math import product, relu
+from lightkernels._core.triton_math import product, relu, tap_offset
 
 
 @triton.jit
@@ -120,17 +120,11 @@ def spatial(
     acc = tl.zeros((BM, BN), ACC)
     for step in range(0, COUNT * KB):
         i = step // KB
-        if TAPS:
-            cell = tl.load(taps + of * COUNT + i)
-            live = (cell >= 0) & (cell < K * K)
-            cell = tl.where(live, cell, 0).to(tl.int32)
-        else:
-            cell = i
-            live = i >= 0
+        down, right, live = tap_offset(taps + of * COUNT, i, K, TAPS)
         k = step % KB * BK + tl.arange(0, BK)
         mean, scale, beta = norm(affine, stats, A0 + path * MID + k, S0 + path * MID + k, k < MID, A_ROW, S_ROW, EPS)
-        r = row + (cell // K - K // 2)
-        c = col + (cell % K - K // 2)
+        r = row + down
+        c = col + right
         inside = (m < M) & live & (r >= 0) & (r < H) & (c >= 0) & (c < W)
         ok = inside[:, None] & (k < MID)[None, :]
         at = src + (r * W + c).to(tl.int64) * TQ

@@ -33,9 +33,13 @@ class Tiles:
 class Block:
     """One call: what its launches have in common."""
 
-    def __init__(self, spec: Spec, t: Inputs, y: Tensor, mid: Tensor | None = None) -> None:
-        """``mid``: what a forward kept of the 1x1's results, if it did."""
+    def __init__(
+        self, spec: Spec, t: Inputs, y: Tensor, mid: Tensor | None = None, offsets: list[int] | None = None
+    ) -> None:
+        """``mid``: what a forward kept of the 1x1's results, if it did. ``offsets``: where a layer has a frame of its
+        own in a path of ``y``, if it has."""
         self.spec, self.t, self.y, self.tiles = spec, t, y, Tiles(spec)
+        self.offsets, self.pitch = offsets or [0] * spec.layers, y.shape[1] // spec.paths
         self.m = spec.n * spec.h * spec.w
         acc = {torch.float64: tl.float64}.get(spec.acc_dtype, tl.float32)
         self.common: dict[str, Any] = {"PATHS": spec.paths, "MID": spec.mid, "EPS": spec.eps, "ACC": acc}
@@ -63,6 +67,7 @@ class Block:
         self.dense = spec.sets > 1
         self.count = spec.kernel_size**2 if self.dense else spec.taps
         self.weight3 = self._spread()
+        self.weight_sfr = self._reach() if spec.index_groups and spec.version == 2 else t.weight_sfr
 
     def _spread(self) -> Tensor:
         spec, t = self.spec, self.t
@@ -73,6 +78,21 @@ class Block:
             MID=spec.mid, GROUPS=spec.groups, T=spec.taps, SETS=max(spec.sets, 1), DENSE=self.dense, BE=1024, **SMALL,
         )  # fmt: skip
         return out
+
+    def _reach(self) -> Tensor:
+        spec, t = self.spec, self.t
+        out: Tensor = t.weight_sfr.new_empty((spec.columns * spec.kappa,)).zero_()
+        total = t.index_sfr.shape[0]
+        triton_forms.reach[(blocks((total, 256)),)](
+            t.weight_sfr, t.index_sfr, out, total, WIDTH=spec.widths[0], LAYERS=spec.layers, PATHS=spec.paths,
+            KAPPA=spec.kappa, GROUPS=spec.index_groups, PART=spec.condense_factor, BE=256, **SMALL,
+        )  # fmt: skip
+        return out
+
+    def place(self, layer: int) -> Tensor:
+        """Where a layer reads, and appends behind that."""
+        at = self.offsets[layer]
+        return self.y[:, at:] if at else self.y
 
     def middle(self, layer: int) -> Tensor:
         return self.mid[layer * self.size :]
@@ -87,15 +107,15 @@ class Block:
         un, uc, uq = self.y_stride
         programs = blocks((self.m, tiles.bm), (spec.mid, tiles.mid)) * spec.paths
         triton_kernels.pointwise[(programs,)](
-            self.y, t.weight1, self.middle(layer), t.affine1, stats, t.seed if spec.dropout else t.weight1, self.part,
-            self.m, width, spec.mid * first, first, start, t.affine1.shape[1], stats.shape[1], pitch, spec.threshold,
-            PIXELS=spec.h * spec.w, UN=un, UC=uc, UQ=uq, U_PATH=spec.widths[-1], **self.mid_stride,
+            self.place(layer), t.weight1, self.middle(layer), t.affine1, stats, t.seed if spec.dropout else t.weight1,
+            self.part, self.m, width, spec.mid * first, first, start, t.affine1.shape[1], stats.shape[1], pitch,
+            spec.threshold, PIXELS=spec.h * spec.w, UN=un, UC=uc, UQ=uq, U_PATH=self.pitch, **self.mid_stride,
             DROP=spec.dropout > 0, KEEP=1 / (1 - spec.dropout), BN=tiles.mid, **self.options,
             **{**self.common, "STATS": spec.batch_stats and not again},
         )  # fmt: skip
 
-    def spatial(self, layer: int, stats: Tensor) -> None:
-        """The k x k of a layer, appended to the buffer."""
+    def spatial(self, layer: int, stats: Tensor, again: bool = False) -> None:
+        """The k x k of a layer, appended to the buffer; ``again``: without its moments."""
         spec, t, tiles = self.spec, self.t, self.tiles
         first = layer * spec.paths * spec.mid
         yn, yc, yq = self.y_stride
@@ -103,11 +123,12 @@ class Block:
         taps = spec.sets == 1
         programs = blocks((self.m, tiles.bm), (spec.kappa, tiles.kappa)) * spec.paths
         triton_kernels.spatial[(programs,)](
-            self.middle(layer), self.weight3, t.bias3 if spec.has_bias else self.weight3, self.y, t.affine2, stats,
-            t.taps if taps else self.weight3, self.part, self.m, spec.widths[layer], first, first, t.affine2.shape[1],
-            stats.shape[1], self.count, layer, H=spec.h, W=spec.w, KAPPA=spec.kappa, K=spec.kernel_size,
-            **self.mid_stride, YN=yn, YC=yc, YQ=yq, Y_PATH=spec.widths[-1], XOR=xor, TURN=turn, TAPS=taps,
-            BIAS=spec.has_bias, BN=tiles.kappa, **self.common, **self.options | {"num_warps": 4},
+            self.middle(layer), self.weight3, t.bias3 if spec.has_bias else self.weight3, self.place(layer), t.affine2,
+            stats, t.taps if taps else self.weight3, self.part, self.m, spec.widths[layer], first, first,
+            t.affine2.shape[1], stats.shape[1], self.count, layer, H=spec.h, W=spec.w, KAPPA=spec.kappa,
+            K=spec.kernel_size, **self.mid_stride, YN=yn, YC=yc, YQ=yq, Y_PATH=self.pitch, XOR=xor, TURN=turn,
+            TAPS=taps, BIAS=spec.has_bias, BN=tiles.kappa, **self.options | {"num_warps": 4},
+            **{**self.common, "STATS": spec.batch_stats and not again},
         )  # fmt: skip
 
     def condensed(self, layer: int) -> None:
@@ -128,7 +149,7 @@ class Block:
         )  # fmt: skip
 
     def reactivate(self, layer: int, stats: Tensor, moments: bool) -> None:
-        """What version 2 adds to all that the layer read; ``moments``: of what comes of it."""
+        """What version 2 adds to all that the layer read, in place or in the next frame; ``moments``: of what comes."""
         spec, t, tiles = self.spec, self.t, self.tiles
         width, outs = spec.widths[layer], layer * spec.paths * spec.kappa
         yn, yc, yq = self.y_stride
@@ -136,10 +157,10 @@ class Block:
         bn = min(64, max(16, pow2(width)))
         shared = {key: self.common[key] for key in ("PATHS", "EPS", "ACC", "MODE", "BM")}
         triton_forms.reactivate[(blocks((self.m, tiles.bm), (width, bn)) * spec.paths,)](
-            self.y, t.weight_sfr, t.affine3, stats, self.part, self.m, width, spec.kappa * spec.starts[layer], outs,
-            outs, t.affine3.shape[1], stats.shape[1], PIXELS=spec.h * spec.w, KAPPA=spec.kappa, YN=yn, YC=yc, YQ=yq,
-            Y_PATH=spec.widths[-1], XOR=xor, TURN=turn, STATS=moments, BN=bn, BK=min(tiles.bk, tiles.kappa), **shared,
-            **self.options,
+            self.place(layer), self.place(min(layer + 1, spec.layers - 1)), self.weight_sfr, t.affine3, stats,
+            self.part, self.m, width, spec.kappa * spec.starts[layer], outs, outs, t.affine3.shape[1], stats.shape[1],
+            PIXELS=spec.h * spec.w, KAPPA=spec.kappa, YN=yn, YC=yc, YQ=yq, Y_PATH=self.pitch, XOR=xor, TURN=turn,
+            STATS=moments, BN=bn, BK=min(tiles.bk, tiles.kappa), **shared, **self.options,
         )  # fmt: skip
 
     def finish(self, out: Tensor, channels: int, base: int, each: int, pitch: int, back: int | None = None) -> None:
@@ -196,13 +217,13 @@ def recorded(spec: Spec, kind: str = "fwd") -> list[Launch]:
     """The launches of `fwd` or `bwd`, noted on meta tensors instead of run."""
     from lightkernels._core import triton_math
     from lightkernels._core.triton_static import record
-    from lightkernels.ops.mldn_block import triton, triton_back
+    from lightkernels.ops.mldn_block import triton, triton_back, triton_second
 
     def meta(shape: tuple[int, ...], dtype: torch.dtype = spec.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     forms: dict[str, Any] = dict.fromkeys(("weight1", "weight3", "weight_sfr"), spec.dtype) | dict.fromkeys(
-        ("index", "seed"), torch.int64
+        ("index", "index_sfr", "seed"), torch.int64
     )
     norms = ("affine1", "affine2", "affine3", "running1", "running2", "running3")
     forms |= dict.fromkeys(norms, spec.acc_dtype)
@@ -214,11 +235,11 @@ def recorded(spec: Spec, kind: str = "fwd") -> list[Launch]:
         given["taps"] = meta((spec.layers * spec.paths * spec.sets, spec.taps), torch.int64)
     x = torch.empty_strided(spec.x_shape, spec.x_stride, dtype=spec.dtype, device="meta")
     t = Inputs(x=x, **given)
-    with record(triton_kernels, triton_forms, triton_back, triton_math) as launches:
+    with record(triton_kernels, triton_forms, triton_back, triton_second, triton_math) as launches:
         if kind == "fwd":
             triton.fwd(spec, t)
         else:
             y = torch.empty_strided(spec.y_shape, spec.y_stride, dtype=spec.dtype, device="meta")
             out = Outputs(y, *(meta(shape, dtype) for shape, dtype in spec.kept()))
-            triton.bwd(spec, y, t._replace(x=None), out)
+            triton.bwd(spec, y, t if spec.needs_input else t._replace(x=None), out)
     return launches

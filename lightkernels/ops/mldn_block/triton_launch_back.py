@@ -1,4 +1,4 @@
-"""Launches of the backward of `mldn_block`, version 1, in Triton.
+"""Launches of the backward of `mldn_block` in Triton: version 1, and what version 2 has of it.
 
 One buffer, like the output, adds up the gradients of its channels. They are complete when the layer that made them is
 reached, but for what the channel's mean and variance take, which follows from two sums a channel.
@@ -28,9 +28,11 @@ def strides(spec: Spec, name: str, channels: int) -> dict[str, int]:
 class Backward:
     """One call: the buffers of its gradients, and what its launches have in common."""
 
+    names: tuple[str, ...] = ("weight1", "weight3", "affine1", "affine2", "bias3")
+
     def __init__(self, spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> None:
         self.spec, self.t, self.out = spec, t, out
-        self.block = Block(spec, t, out.y, out.mid if spec.keep else None)
+        self.block = self.make_block()
         self.tiles, self.m, self.wide = self.block.tiles, self.block.m, spec.dtype.itemsize == 8
         acc = spec.acc_dtype
         self.total = g.new_empty_strided(spec.y_shape, spec.y_stride, dtype=acc).copy_(g)
@@ -39,12 +41,13 @@ class Backward:
         self.back = g.new_empty((self.m * spec.paths * spec.mid,))
         self.rows = blocks((self.m, self.tiles.bm))
         self.part = g.new_empty((self.rows, 2, spec.paths * max(spec.mid, spec.widths[-2])), dtype=acc)
-        names = ("weight1", "weight3", "affine1", "affine2", "bias3")
-        given = {name: getattr(t, name) for name in names}
-        self.grads = {k: None if v is None else v.new_empty(tuple(v.shape)) for k, v in given.items()}
+        given = {name: getattr(t, name) for name in self.names}
+        self.grads: dict[str, Any] = {k: None if v is None else v.new_empty(tuple(v.shape)) for k, v in given.items()}
         common = {key: self.block.common[key] for key in ("PATHS", "MID", "EPS", "MODE", "ACC")}
         self.pixels = {**common, "PIXELS": spec.h * spec.w, **strides(spec, "T", spec.paths * spec.mid)}
-        self.pixels |= {**strides(spec, "U", spec.y_shape[1]), "U_PATH": spec.widths[-1], "BATCH": spec.batch_stats}
+        self.pixels |= {**strides(spec, "U", self.block.y.shape[1]), "U_PATH": self.block.pitch}
+        self.pixels["BATCH"] = spec.batch_stats
+        self.into = {**strides(spec, "D", spec.y_shape[1]), "D_PATH": spec.widths[-1]}
         self.pixels |= {"DROP": spec.dropout > 0, "KEEP": 1 / (1 - spec.dropout)}
         self.window = {**common, "H": spec.h, "W": spec.w, "KAPPA": spec.kappa, "K": spec.kernel_size}
         self.window |= {**strides(spec, "G", spec.paths * spec.kappa), **strides(spec, "T", spec.paths * spec.mid)}
@@ -53,14 +56,18 @@ class Backward:
         self.options = self.block.options
         self.narrow = {**self.options, "num_warps": 4}  # of weight gradients, whose blocks of pixels are short
 
+    def make_block(self) -> Block:
+        return Block(self.spec, self.t, self.out.y, self.out.mid if self.spec.keep else None)
+
     # Columns of the norms' packed tensors.
 
     def first(self, layer: int) -> tuple[Tensor, int, int]:
         """Statistics of norm1, where the first path's begin, and from one path to the next."""
         spec = self.spec
-        if spec.batch_stats:
+        if spec.batch_stats and spec.version == 1:
             return self.out.stats1, 0, spec.widths[-2]
-        return self.t.running1, spec.starts[layer], spec.widths[layer]
+        stats = self.out.stats1 if spec.batch_stats else self.t.running1
+        return stats, spec.starts[layer], spec.widths[layer]
 
     @property
     def second(self) -> Tensor:
@@ -135,14 +142,14 @@ class Backward:
         width, start = spec.widths[layer], spec.starts[layer]
         stats, begin, pitch = self.first(layer)
         second = layer * spec.paths * spec.mid
-        z, seed = block.middle(layer), t.seed if spec.dropout else t.weight1
+        z, u, seed = block.middle(layer), block.place(layer), t.seed if spec.dropout else t.weight1
         norms = (t.affine2, self.second, self.grads["affine2"], t.affine1, stats, seed)
         rows = (start, begin, t.affine1.shape[1], stats.shape[1], pitch)
         rows += (second, t.affine2.shape[1], second, self.second.shape[1], spec.threshold)
         bn = min(64, max(16, pow2(width)))
         triton_back.pointwise_back[(self.rows * blocks((width, bn)) * spec.paths,)](
-            self.back, z, t.weight1, self.out.y, self.total, *norms, self.part, self.m, width, spec.mid * start, *rows,
-            **self.pixels, BM=tiles.bm, BN=bn, BK=max(16, 64 // spec.dtype.itemsize), **self.options,
+            self.back, z, t.weight1, u, self.total, *norms, self.part, self.m, width, spec.mid * start, *rows,
+            **self.pixels, **self.into, BM=tiles.bm, BN=bn, BK=max(16, 64 // spec.dtype.itemsize), **self.options,
         )  # fmt: skip
         self._norm_sums("affine1", spec.paths * width, start, width)
         bm, bo = (16 if self.wide else 32), min(32 if self.wide else 64, tiles.mid)
@@ -152,7 +159,7 @@ class Backward:
         size = spec.paths * spec.mid * width
         part = self.part.new_empty((parts, size))
         triton_back.pointwise_grad[(programs * parts,)](
-            self.back, z, self.out.y, *norms, part, self.m, width, *rows, items, per, **self.pixels, BM=bm, BO=bo,
+            self.back, z, u, *norms, part, self.m, width, *rows, items, per, **self.pixels, BM=bm, BO=bo,
             BC=bc, **self.narrow,
         )  # fmt: skip
         self._sum(part, parts, self.grads["weight1"][spec.mid * start :], size)

@@ -8,7 +8,7 @@ in the sum. Lanes run along channels where channels lie side by side (LAST), els
 import triton
 import triton.language as tl
 
-from lightkernels.ops.rsdc2d.triton_pack import decoded
+from lightkernels._core.triton_math import decoded
 
 
 @triton.jit

@@ -3,13 +3,7 @@
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def decoded(cell, K: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr):
-    """Row and column offset of cells y * K + x, and whether they lie in the window; 0 stands for one that does not."""
-    live = (cell >= 0) & (cell < K * K)
-    cell = tl.where(live, cell, 0).to(tl.int32)
-    return cell // K * DH - PH, cell % K * DW - PW, live
+from lightkernels._core.triton_math import decoded
 
 
 @triton.jit

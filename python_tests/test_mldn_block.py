@@ -154,6 +154,29 @@ def test_dropout_is_the_seed_s_alone():
     assert float(correlation.abs().max()) < 6 / rows.shape[1] ** 0.5
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="without the native core")
+def test_channels_that_are_none_are_left_out():
+    """Of a condensed block: what a group reads or reaches outside of its path."""
+    sample = cases.case("picked", (1, 8, 3, 4), 2, 2, 8, groups=2, version=2, running=True).build(4, DOUBLE)
+    t = dict(zip(reference.Inputs._fields, sample.args, strict=False))
+    index = torch.cat([torch.arange(c // 2) for c in (4, 4, 8, 8) for _ in range(2)])
+    halves = {name: t[name][: t[name].numel() // 2].clone() for name in ("weight1", "weight_sfr")}
+    call = {**t, **sample.kwargs, **halves, "index": index, "index_sfr": index, "index_groups": 2, "condense_factor": 2}
+    wrong = {}
+    for name, weight in (("index", "weight1"), ("index_sfr", "weight_sfr")):
+        table, zeroed = index.clone(), halves[weight].clone()
+        table[3], table[0] = 2**40, -1  # of the first path: the second group's last, the first group's first
+        # Rows of the first 1x1 by output, in turn of the two groups; of the reactivation by what is reached.
+        rows = zeroed[: 8 * 2].view(4, 2, 2) if name == "index" else zeroed[: 4 * 2].view(4, 2)
+        if name == "index":
+            rows[:, 0, 0], rows[:, 1, 1] = 0, 0
+        else:
+            rows[0], rows[3] = 0, 0
+        wrong[name], halves[weight] = table, zeroed
+    due = mldn_block(**{**call, **halves}, backend="reference")
+    close(mldn_block(**{**call, **wrong}, backend="cpu"), due)
+
+
 def test_bytes_are_the_paper_s_formula():
     sample = cases.case("wide", (2, 16, 8, 8), 5, 2, 8, groups=4, bottleneck=4).build()
     t, values = prepare(*sample.args, **sample.kwargs)

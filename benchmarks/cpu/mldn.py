@@ -27,9 +27,9 @@ OURS = "lightkernels"
 BATCH = 32
 
 
-def network(paths: tuple[int, ...], conv: str, progress: float) -> nn.Module:
+def network(paths: tuple[int, ...], conv: str, progress: float, version: int = 1) -> nn.Module:
     torch.manual_seed(0)
-    model = models.mldn(growth=GROWTH, paths=paths, conv=conv, dropout=0.0)
+    model = models.mldn(growth=GROWTH, paths=paths, conv=conv, version=version, dropout=0.0)
     set_condensation_progress(model, progress)
     return model
 
@@ -158,6 +158,16 @@ def condensed(settings: Settings) -> Iterator[Record]:
         yield _measured(shape, "forward", settings, x, forms | {"condensed": mldn_nets.eager(model, "condensed")})
 
 
+def second(settings: Settings) -> Iterator[Record]:
+    model = network((2, 2, 2), "standard", 1.0, version=2).eval()
+    forms = {OURS: model.condense(), "masked": model, "layered": mldn_nets.eager(model, "layered")}  # type: ignore[operator]
+    forms["condensed"] = mldn_nets.eager(model, "condensed")
+    for batch in (1, 16, 64):
+        if settings.shapes is None or f"222-b{batch}" in settings.shapes:
+            x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+            yield _measured(f"222-b{batch}", "forward", settings, x, forms)
+
+
 BLOCK = "32x128x16x16, 4 layers"
 
 
@@ -216,6 +226,16 @@ ROWS = (
             Target("layered", "over masked modules, eager", 2.8, 1.8),
         ),
         condensed,
+    ),
+    Row(
+        "mldn_second",
+        "MLDN inference, version 2, condensed",
+        (
+            Target("condensed", "over condensed modules, eager", 2.8, 1.8),
+            Target("layered", "over masked modules, eager", 2.8, 1.8),
+            Target("masked", "over ours, masked", 1.2, 1),
+        ),
+        second,
     ),
     Row(
         "mldn_step_compiled",

@@ -30,6 +30,8 @@ class Layered(nn.Module):
             if condensed:
                 small = path.reduce.condense()
                 path.reduce = PlainCondensed(small) if plain else small  # type: ignore[assignment]
+                if path.reactivate is not None:
+                    path.reactivate = path.reactivate.condense()  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.plain:

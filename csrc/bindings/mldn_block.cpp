@@ -62,9 +62,9 @@ struct Plan {
   }
 };
 
-// inputs: weight1 weight3 bias3 weight_sfr affine1 affine2 affine3 running1 running2 running3 taps index
-// index_sfr; outputs: y mid stats1 stats2 stats3; gradients: g buffer inner third state lost x weight1 weight3 bias3 weight_sfr affine1
-// affine2 affine3.
+// inputs: weight1 weight3 bias3 weight_sfr affine1 affine2 affine3 running1 running2 running3 taps index index_sfr;
+// outputs: y mid stats1 stats2 stats3; gradients: g buffer inner third state lost x weight1 weight3 bias3 weight_sfr
+// affine1 affine2 affine3.
 void bind(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
   using Addresses = std::vector<Address>;

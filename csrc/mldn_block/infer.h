@@ -34,7 +34,7 @@ struct Infer {
   Layers<T> layers;
   Second<T> second;
   Third<T> third;
-  Reach<T> reach;  // in the place of third, where condensed
+  Reach<T> reach;    // in the place of third, where condensed
   bool cut;          // an image among the threads
   i64 groups, part;  // of the first convolution: groups, each of which reads 1 / part of the inputs
   i64 block;         // outputs of a group, whole tiles

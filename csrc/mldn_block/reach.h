@@ -35,8 +35,8 @@ struct Reach {
   void own(Arena& a) { inputs = a.take<A>(layers.panel * b.p.kappa); }
 
   void pack(i64 l, i64 path) {
-    const A *const affine = static_cast<const A*>(layers.in.affine3),
-                   *const running = static_cast<const A*>(layers.in.running3);
+    const A *const affine = static_cast<const A*>(layers.in.affine3), *const running =
+                                                                          static_cast<const A*>(layers.in.running3);
     for (i64 i = block(l, path) * b.p.kappa; i < (block(l, path) + 1) * b.p.kappa; ++i)
       norm.set(i, affine[i], affine[b.outs() + i], running[i], running[b.outs() + i], b.p.eps);
     const i64 width = b.width(l), rows = groups * width / part, each = b.p.kappa / groups;

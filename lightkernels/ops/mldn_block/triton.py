@@ -34,7 +34,7 @@ def config_text(spec: Spec) -> str:
     """For `explain`."""
     how = "each path's taps" if spec.sets <= 1 else "the whole window, as filters have taps of their own"
     if spec.version == 2:
-        return f"three kernels a layer, {how}; in the backward the forward again, and thirteen"
+        return f"three kernels a layer, {how}; in the backward twelve, after the forward's again"
     return f"two kernels a layer, {how}; in the backward nine"
 
 

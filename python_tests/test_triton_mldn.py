@@ -97,7 +97,7 @@ def test_second_version_fits_the_machine() -> None:
     spec = block(torch.bfloat16, "nhwc", version=2)
     found = {launch.kernel.__name__: launch for launch in recorded(spec) + recorded(spec, "bwd")}
     assert set(found) == {*FORWARD, "reactivate", *COMMON, *SECOND, "sum_parts"}
-    for name in ("reactivate", *SECOND[:2]):
+    for name in ("reactivate", SECOND[0]):
         code = compile_for(found[name], 90)
         assert code.spills == 0
         assert code.opcodes["HMMA"] + code.opcodes["HGMMA"] > 0

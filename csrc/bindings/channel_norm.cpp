@@ -42,6 +42,20 @@ void bind(py::module_& m) {
           [](const Params& p, Address z, Address g, Address scale, Address shift, Address factors, Address gz) {
             check(table().backward(p, in(z), in(g), in(scale), in(shift), in(factors), out(gz)));
           },
+          nogil())
+      .def(
+          "mixed_moments",
+          [](const Params& p, i64 inputs, i64 groups, Address d, Address w, Address g, Address to) {
+            check(table().mixed_moments(p, {inputs, groups}, in(d), in(w), in(g), sums(to)));
+          },
+          nogil())
+      .def(
+          "mixed_apply",
+          [](const Params& p, i64 inputs, i64 groups, Address d, Address w, Address scale, Address shift, Address base,
+             Address y) {
+            const Mix mix{inputs, groups};
+            check(table().mixed_apply(p, mix, in(d), in(w), in(scale), in(shift), in(base), out(y)));
+          },
           nogil());
 }
 

@@ -15,6 +15,10 @@ struct Params {
   int threads;
 };
 
+struct Mix {
+  i64 inputs, groups;
+};
+
 struct Table {
   // sums [4, c]: the mean of z, its variance (of the population), and unless g is null, the sums of g and of
   // g * (z - mean). Act none only.
@@ -26,6 +30,11 @@ struct Table {
   // gz = a[c] * d + b[c] * (z - centre[c]) + k[c]; factors [4, c]: a, b, centre, k.
   int (*backward)(const Params&, const float* z, const float* g, const float* scale, const float* shift,
                   const float* factors, float* gz);
+  // moments, and base + apply for act none or relu, of z = w d, which is not stored: a 1x1 convolution to an even
+  // number of channels a group, w [c, inputs / groups], d [n, inputs, pixels]. base, of y's shape, may be null.
+  int (*mixed_moments)(const Params&, const Mix&, const float* d, const float* w, const float* g, double* sums);
+  int (*mixed_apply)(const Params&, const Mix&, const float* d, const float* w, const float* scale, const float* shift,
+                     const float* base, float* y);
 };
 
 }  // namespace lk::channel_norm

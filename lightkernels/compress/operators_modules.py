@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightkernels.compress.channel_norm import channel_norm
+from lightkernels.compress.channel_norm import MixedNorm, channel_norm, mixed_norm
 from lightkernels.compress.operators_layers import DepthwiseConv2d, GroupedConv2d, Shuffle, plain
 from lightkernels.compress.operators_passes import (
     Again,
     Own,
     Repeats,
     affine,
+    convolved,
     is_quick,
     norm_act,
     normalised,
@@ -76,13 +77,18 @@ def norm_product(norm: nn.Module, z: Tensor, g: Gradient, groups: int = 1) -> Te
     else:
         kernels = channel_norm(z, "none", 1 if groups == z.shape[1] else groups)
         if kernels is not None:
-            _, variance, total, centred = kernels.moments(g.g)
-            scale, bias = affine(norm, variance)
-            return torch.dot(scale, centred) + torch.dot(bias, total)
+            return moments_product(norm, kernels.moments(g.g))
         mean, variance = sums(z)
     scale, bias = affine(norm, variance)
     products = wide((z * g.unshuffled(groups)).sum((2, 3))).sum(0)
     return torch.dot(scale, products) + torch.dot(bias - mean * scale, g.sums(groups))
+
+
+def moments_product(norm: nn.BatchNorm2d, moments: Tensor) -> Tensor:
+    """Of the norm's output and the gradient, from the kernels' sums over both."""
+    _, variance, total, centred = moments
+    scale, bias = affine(norm, variance)
+    return torch.dot(scale, centred) + torch.dot(bias, total)
 
 
 class Operator(nn.Module):
@@ -100,6 +106,10 @@ class Operator(nn.Module):
     def probe(self, features: Features, g: Gradient) -> Tensor:
         """The scalar product of ``finish(*features)`` and the gradient."""
         return product(self.finish(*features), g.g)
+
+    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Tensor:
+        """``probe(features(x, first), g)``, for neighbours, which keep no features."""
+        return self.probe(self.features(x, first), g)
 
     def active(self, x: Tensor, own: Own | None = None) -> tuple[Tensor, Features]:
         """The output, of which backward keeps little, and the features; `own` is for the output's last part."""
@@ -148,7 +158,7 @@ class Convolution(Normed):
         self._close()
 
     def features(self, x: Tensor, first: Tensor | None = None) -> Features:
-        return (self.conv(x),)
+        return (convolved(self.conv, x),)
 
 
 class CReLUConvolution(Operator):
@@ -167,7 +177,7 @@ class CReLUConvolution(Operator):
         self.shuffle: nn.Module = Shuffle(2 * groups) if mixed else nn.Identity()
 
     def features(self, x: Tensor, first: Tensor | None = None) -> Features:
-        return (self.conv(x),)
+        return (convolved(self.conv, x),)
 
     def finish(self, *features: Tensor) -> Tensor:
         return norm_act(self.norm, features[0], "crelu", self.shuffle)
@@ -211,6 +221,18 @@ class Separable(Normed):
         if first is not None:
             return (self.pointwise(first),)
         return (recomputed(self.depthwise, self.pointwise, x),)
+
+    def mixed(self, d: Tensor) -> MixedNorm | None:
+        """The norm in training of what the 1x1 convolution makes of ``d``, where that need not be stored."""
+        if type(self.norm) is not nn.BatchNorm2d or not self.norm.training or d.numel() == d.shape[1]:
+            return None
+        groups = self.shuffle.groups if isinstance(self.shuffle, Shuffle) else 1
+        return mixed_norm(self.pointwise, d, "relu" if self.act else "none", groups)
+
+    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Tensor:
+        d = self.depthwise(x) if first is None else first
+        kernels = None if self.act or g.g.dtype is not torch.float32 else self.mixed(d)
+        return super().value(x, g, d) if kernels is None else moments_product(self.norm, kernels.moments(g.g))
 
 
 class ResidualSeparable(Operator):
@@ -257,6 +279,15 @@ class ResidualSeparable(Operator):
         with running_as("active", own):
             y = self.unit2.finish(features[0])
             return plus(y, features[1], again) if self.residual else y, features
+
+    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Tensor:
+        d = self.unit1.depthwise(x) if first is None else first
+        kernels = self.unit1.mixed(d)
+        if kernels is None:
+            return super().value(x, g, d)
+        h = kernels.apply(*normalised(self.unit1.norm, kernels)[1:], x)
+        value = self.unit2.value(h, g)
+        return value + product(h, g.g) if self.residual else value
 
     def finish(self, *features: Tensor) -> Tensor:
         y = self.unit2.finish(features[0])

@@ -123,6 +123,7 @@ class Searcher:
             selection.set_schedule(min(max(0, learned), settings.gate_epochs), settings.gate_epochs)
             selection.forced, selection.frozen = None, phase == "freeze"
             selection.share, selection.scale = settings.share, 1.0
+            selection.dtype = settings.neighbour_dtype()
         self._start_counting()
 
     def start_step(self) -> None:

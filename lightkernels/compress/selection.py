@@ -16,7 +16,7 @@ from lightkernels.compress import gate
 from lightkernels.compress.operators import build_operator, kind_of
 from lightkernels.compress.operators_layers import DepthwiseConv2d
 from lightkernels.compress.operators_modules import Features, Gradient, Operator
-from lightkernels.compress.operators_passes import Own, product, refuse_second, running_as
+from lightkernels.compress.operators_passes import Low, Own, product, refuse_second, running_as
 from lightkernels.functional import multi_dwconv2d
 
 _LEAST = 0.05
@@ -100,6 +100,7 @@ class Selection(nn.Module):
         self.frozen = False
         self.share = 1.0
         self.scale = 1.0
+        self.dtype: torch.dtype | None = None
         self.set_schedule(0, 1)
         self._read: tuple[Tensor, int, int] | None = None
         masks = torch.eye(len(names), dtype=wide, device=device)[list(self.codes)]
@@ -237,11 +238,12 @@ class Selection(nn.Module):
                 else:
                     values[active] = product(features[0], grad.g)
         firsts = _shared_entries([self.branches[i] for i in wanted], x)
+        low = None if self.dtype is None else Low(self.dtype)
         for i, first in zip(wanted, firsts, strict=True):
             other = self.branches[i]
-            with _unchanged([other], self._random[i], x):
+            with _unchanged([other], self._random[i], x, low):
                 if isinstance(other, Operator):
-                    values[i] = other.probe(other.features(x, first), grad)
+                    values[i] = other.value(x, grad, first)
                 else:
                     values[i] = product(other(x), grad.g)
         nothing = grad.g.new_zeros(())
@@ -299,7 +301,7 @@ class _Select(Function):
 
 
 @contextlib.contextmanager
-def _unchanged(modules: Sequence[nn.Module], random: bool, x: Tensor) -> Iterator[None]:
+def _unchanged(modules: Sequence[nn.Module], random: bool, x: Tensor, low: Low | None = None) -> Iterator[None]:
     """Norms use the statistics of the batch but do not count it, and the random numbers drawn are given back."""
     norms = [
         norm
@@ -311,7 +313,7 @@ def _unchanged(modules: Sequence[nn.Module], random: bool, x: Tensor) -> Iterato
         norm.track_running_stats = False
     devices = [x.device] if x.is_cuda else []
     try:
-        with torch.random.fork_rng(devices, enabled=random), running_as("neighbour"):
+        with torch.random.fork_rng(devices, enabled=random), running_as("neighbour", low=low):
             yield
     finally:
         for norm in norms:

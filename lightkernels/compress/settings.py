@@ -6,10 +6,18 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from lightkernels._core.spec import fail_type, require
 from lightkernels.nn._arguments import one_of, positive_int
 
 Objective = Literal["paper", "params", "macs", "latency"]
+GateDtype = Literal["same", "auto", "bfloat16"]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16, and PyTorch uses them."""
+    return torch.backends.mkldnn.is_available() and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Settings:
     gate_step: int = 40
     gate_gamma: float = 0.3
     gate_every: int = 1
+    gate_dtype: GateDtype = "same"
     finetune_lr: float = 0.02
     clip_norm: float | None = None
     share: float = 1.0
@@ -67,11 +76,18 @@ class Settings:
         require(clip is None or clip > 0, "search", "clip_norm", "be above 0 or None", clip)
         one_of("search", "cost", self.cost, ("paper", "params", "macs", "latency"))
         one_of("search", "form", self.form, ("log", "total"))
+        one_of("search", "gate_dtype", self.gate_dtype, ("same", "auto", "bfloat16"))
 
     @property
     def gate_epochs(self) -> int:
         """The E of the gates' schedule: epochs in which they learn."""
         return self.epochs - self.warmup_epochs - self.freeze_epochs
+
+    def neighbour_dtype(self) -> torch.dtype | None:
+        """Of neighbours' wider convolutions on the CPU; None is that of the weights."""
+        if self.gate_dtype == "bfloat16" or (self.gate_dtype == "auto" and multiplies_bfloat16()):
+            return torch.bfloat16
+        return None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -34,7 +34,7 @@ def one(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     train, test = loaders(options.batch, seed)
     settings = compress.preset(
         "recommended", epochs=options.epochs, finetune_epochs=options.finetune_epochs, lr=options.lr,
-        gate_every=options.gate_every,
+        gate_every=options.gate_every, gate_dtype=options.gate_dtype,
     )  # fmt: skip
     found = compress.compress(
         model, train, operators=options.operators, settings=settings, target_params=f"{100 / PCR:.3f}%", scope="paper",
@@ -76,14 +76,15 @@ def main() -> None:
     parser.add_argument("--finetune-epochs", type=int, default=20)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--gate-every", type=int, default=1, help="4: a layer's gates learn in one step of four")
+    parser.add_argument("--gate-every", type=int, default=1, help="2: a layer's neighbours run in every other step")
+    parser.add_argument("--gate-dtype", choices=("same", "auto", "bfloat16"), default="same", help="of neighbours")
     parser.add_argument("--baselines", type=int, default=3, help="0: the search alone, without any comparison")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/compress-digits"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "compress-digits.json")
     options = parser.parse_args()
     measure.steady_memory()
-    kept = {"operators", "epochs", "finetune_epochs", "lr", "batch", "gate_every", "baselines"}
+    kept = {"operators", "epochs", "finetune_epochs", "lr", "batch", "gate_every", "gate_dtype", "baselines"}
     settings = {name: value for name, value in vars(options).items() if name in kept}
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:

@@ -122,7 +122,8 @@ class Searcher:
         for selection in self.selections:
             selection.set_schedule(min(max(0, learned), settings.gate_epochs), settings.gate_epochs)
             selection.forced, selection.frozen = None, phase == "freeze"
-            selection.share, selection.scale = settings.share, 1.0
+            selection.share, selection.turn = settings.share, True
+            selection.forget()
             selection.dtype = settings.neighbour_dtype()
         self._start_counting()
 
@@ -138,12 +139,11 @@ class Searcher:
             sync_codes(self.model)
 
     def _take_turns(self, every: int) -> None:
-        """Of every round of steps, each layer's gates learn in one, in an order drawn anew."""
-        turn = self.step % every
-        if turn == 0:
+        """Of every round of steps, the neighbours of each layer run in one; the order is drawn once an epoch."""
+        if self.step == 0:
             self.turns = torch.randperm(len(self.selections), generator=self.draw).tolist()
         for place, layer in enumerate(self.turns):
-            self.selections[layer].scale = float(every) if place % every == turn else 0.0
+            self.selections[layer].turn = place % every == self.step % every
         self.step += 1
 
     def penalty(self) -> Tensor:

@@ -45,8 +45,9 @@ class Selection(nn.Module):
     Attributes: ``names``, ``branches``, ``codes`` (code to index, ``alpha[0]`` the highest bit), ``t``, ``k``;
     ``forced``, None or the index of an operator that is active whatever the gates say; ``frozen``, True for gates that
     choose but learn no more; ``share``, the part of the batch, its first images, that the neighbours see: 1.0 gives the
-    gradient above, less an estimate of it, scaled up, for as much less time; ``scale``, a factor of that gradient: with
-    0.0 no neighbour runs, so that one layer in n at a time, scaled by n, gives it in the mean.
+    gradient above, less an estimate of it, scaled up, for as much less time; ``turn``, False for steps in which no
+    neighbour runs and their scalar products of the last step with True, if any and of this code, are used again;
+    ``dtype``, None or torch.bfloat16 for the wider convolutions of neighbours of float32 on the CPU.
 
     With ``DistributedDataParallel`` pass ``find_unused_parameters=True``. Second derivatives are refused.
 
@@ -99,10 +100,11 @@ class Selection(nn.Module):
         self.forced: int | None = None
         self.frozen = False
         self.share = 1.0
-        self.scale = 1.0
+        self.turn = True
         self.dtype: torch.dtype | None = None
         self.set_schedule(0, 1)
         self._read: tuple[Tensor, int, int] | None = None
+        self._held: tuple[int, bool, Tensor] | None = None
         masks = torch.eye(len(names), dtype=wide, device=device)[list(self.codes)]
         changes = masks.new_zeros(len(self.codes), len(self.alpha), len(names))
         for code, others in enumerate(gate.neighbours(self.codes)):
@@ -153,6 +155,10 @@ class Selection(nn.Module):
         require(known, "Selection.set_schedule", "epoch", f"be from 0 to {total}", epoch)
         self.t, self.k = gate.temperature(epoch / total)
 
+    def forget(self) -> None:
+        """Drops the scalar products that are kept for steps without a turn."""
+        self._held = None
+
     def slope(self) -> Tensor:
         """``[m]``, the derivative A' at each gate, without graph."""
         return gate.slope(self.alpha.detach(), self.t, self.k)
@@ -200,8 +206,8 @@ class Selection(nn.Module):
         code = self.code()
         own = None
         if isinstance(branch, Operator):
-            if self.share >= 1 and self.scale:
-                column = self.slope().mul_(self.scale) * self._changes[code][:, index].to(self.alpha.dtype)
+            if self.share >= 1 and (self.turn or (self._held is not None and self._held[0] == code)):
+                column = self.slope() * self._changes[code][:, index].to(self.alpha.dtype)
                 own = Own(self.alpha, column)
             y, features = branch.active(x, own)
             if y is x or y._is_view() or any(y is feature for feature in features):
@@ -211,7 +217,7 @@ class Selection(nn.Module):
             features = (branch(x),)
             y = features[0].clone()
         counted = own is not None and own.taken
-        kept = [t.detach() for t in ((x,) if counted else (x, *features))] if self.scale else []
+        kept = [t.detach() for t in ((x,) if counted else (x, *features))] if self.turn else []
         args = (self, code, counted, y, self.alpha, *kept)
         selected: Tensor = _Select.apply(*args)  # type: ignore[no-untyped-call]
         return selected
@@ -262,7 +268,7 @@ class Selection(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_read": None}
+        return {**self.__dict__, "_read": None, "_held": None}
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, names={self.names}"
@@ -276,7 +282,7 @@ class _Select(Function):
         ctx: Any, owner: Selection, code: int, counted: bool, y: Tensor, alpha: Tensor, *kept: Tensor
     ) -> Tensor:
         ctx.save_for_backward(*kept)
-        ctx.owner, ctx.code, ctx.counted, ctx.slope = owner, code, counted, owner.slope().mul_(owner.scale)
+        ctx.owner, ctx.code, ctx.counted, ctx.slope = owner, code, counted, owner.slope()
         kind = y.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         # The very tensor: what follows may change it in place, as it may an operator's output.
@@ -289,14 +295,18 @@ class _Select(Function):
         dalpha = None
         refuse_second()
         if ctx.needs_input_grad[4] and not kept:
+            held = ctx.owner._held
+            known = held is not None and held[:2] == (ctx.code, ctx.counted)
             # Zeros, not None: where processes are joined, all wait for every gate's gradient.
-            dalpha = torch.zeros_like(ctx.slope)
+            dalpha = ctx.slope * held[2] if known else torch.zeros_like(ctx.slope)
         elif ctx.needs_input_grad[4]:
             x, *features = kept
             kind, dtype, enabled = ctx.autocast
             with torch.autocast(kind, dtype, enabled):
                 products = ctx.owner._products(ctx.code, ctx.counted, x, tuple(features), Gradient(g))
-            dalpha = ctx.slope * products.to(ctx.slope.dtype)
+            products = products.to(ctx.slope.dtype)
+            ctx.owner._held = ctx.code, ctx.counted, products
+            dalpha = ctx.slope * products
         return (None, None, None, g, dalpha, *(None for _ in kept))
 
 

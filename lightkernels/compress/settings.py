@@ -28,9 +28,10 @@ class Settings:
     layers (Eq. 8); the others the log of one cost. ``form="total"`` weighs the sum over the layers instead of the logs.
     In the ``warmup_epochs`` every step trains one uniformly random path and no gate; before the ``freeze_epochs`` the
     gates are settled for good, and the last epochs train the path that was found. ``clip_norm`` bounds the norm of the
-    weights' gradients. Each round of ``gate_every`` steps gives every layer one step in which its gates' gradient is
-    taken, and multiplied by ``gate_every``; in the others its idle neighbours do not run. The mean is that of 1, in
-    which all layers take it in all steps. ``share`` is the part of the batch that idle neighbours see: below 1 a step
+    weights' gradients. In each round of ``gate_every`` steps the idle neighbours of a layer run in one; in the others
+    what they gave is used again, with what the active operator gives at no cost. ``gate_dtype="bfloat16"`` runs the
+    wider convolutions of neighbours so, of networks of float32 on the CPU; ``"auto"`` does where the processor has
+    instructions for it; ``"same"`` nowhere. ``share`` is the part of the batch that idle neighbours see: below 1 a step
     takes less time too, but their norms have the statistics of fewer images.
     """
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightkernels.compress.channel_norm import channel_norm
+from lightkernels.compress.channel_norm import channel_norm, mixed_norm
 from lightkernels.compress.operators import build_operator
 from lightkernels.compress.operators_layers import Shuffle
 from lightkernels.compress.operators_modules import CReLUConvolution, Gradient, norm_product
-from lightkernels.compress.operators_passes import Repeats, norm_act, running_as
+from lightkernels.compress.operators_passes import Repeats, norm_act, normalised, running_as
 
 CASES = [
     ("none", 1, 3, 5, 7),
@@ -122,3 +122,39 @@ def test_other_types_and_layouts_have_no_kernels():
     assert channel_norm(z) is not None
     assert channel_norm(z.double()) is channel_norm(z.contiguous(memory_format=torch.channels_last)) is None
     assert channel_norm(z[:0]) is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "conv_groups", "shuffled", "act", "h", "w"),
+    [
+        (9, 6, 3, 1, "none", 5, 7),
+        (8, 8, 4, 4, "none", 8, 8),
+        (16, 8, 4, 2, "relu", 3, 11),
+        (32, 16, 4, 4, "relu", 4, 9),
+    ],
+)
+def test_a_small_convolution_and_its_norm_without_its_output(inputs, outputs, conv_groups, shuffled, act, h, w):
+    conv = nn.Conv2d(inputs, outputs, 1, groups=conv_groups, bias=False)
+    norm, d = made(outputs, h, w)[0], made(inputs, h, w, seed=1)[1]
+    kernels = mixed_norm(conv, d, act, shuffled)
+    assert kernels is not None
+    z = F.conv2d(d.double(), conv.weight.detach().double(), None, groups=conv_groups)
+    _, _, y = truth(norm, z, act, shuffled)
+    base, g = torch.randn(y.shape), torch.randn(y.shape)
+    found = kernels.apply(*normalised(norm, kernels)[1:], base)
+    torch.testing.assert_close(found, y + base, rtol=2e-5, atol=2e-4, check_dtype=False)
+    if act == "none":
+        total = norm_product(norm.double(), z, Gradient(g.double()), shuffled)
+        _, variance, sums, centred = kernels.moments(g)
+        scale = norm.weight.detach() * (variance + norm.eps).rsqrt()
+        value = torch.dot(scale, centred) + torch.dot(norm.bias.detach(), sums)
+        torch.testing.assert_close(value, total.detach(), rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_no_small_convolution_stores_its_output():
+    d = torch.randn(2, 64, 3, 3)
+    assert mixed_norm(nn.Conv2d(64, 64, 1, bias=False), d) is None
+    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=64, bias=False), d) is None
+    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=8), d) is None
+    assert mixed_norm(nn.Conv2d(64, 64, 1, 2, groups=8, bias=False), d) is None
+    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=8, bias=False), d.to(memory_format=torch.channels_last)) is None

@@ -21,6 +21,7 @@ from lightkernels._core.autograd import _legacy_batched
 from lightkernels._core.op import _PLAIN, _TAGS, LIBRARY, _hashable, _wrapped
 from lightkernels._core.plan import Memo
 from lightkernels._core.spec import TensorMeta
+from lightkernels._core.tracing import state as _tracing
 
 _functorch = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
@@ -111,6 +112,8 @@ class FusedOp:
     def __call__(self, t: Any, values: tuple[Any, ...], backend: str | None) -> Any:
         """``t`` of the inputs class, values in the schema's form; returns the outputs class."""
         if torch.compiler.is_compiling() or _functorch() or _modes() or forward_ad._current_level >= 0:
+            return self._through_op(t, values, backend)
+        if _tracing() is not None:
             return self._through_op(t, values, backend)
         x, grad = t[0], False
         for one in t:

@@ -19,6 +19,8 @@ from lightkernels._core import backends as _backends
 from lightkernels._core.autograd import Rules
 from lightkernels._core.plan import Memo, Plan
 from lightkernels._core.spec import TensorMeta, require
+from lightkernels._core.tracing import state as _tracing
+from lightkernels._core.tracing import untraced
 from lightkernels._core.vmap import Folding
 
 LIBRARY = Library("lightkernels", "DEF")
@@ -164,6 +166,8 @@ class BilinearOp(Generic[S]):
         """The public function's call: raw values as the user gave them, weights unpacked."""
         if torch.compiler.is_compiling() or _functorch() or _modes() or forward_ad._current_level >= 0:
             return self._through_op(x, weights, bias, raw, backend, constants)
+        if _tracing() is not None:
+            return self._traced(x, weights, bias, raw, backend, constants)
         if type(x) not in _PLAIN or x.layout is not _STRIDED or not ((cpu := x.is_cpu) or x.is_cuda):
             return self._through_op(x, weights, bias, raw, backend, constants)
         # Tensors of x's dtype and device, as all should be, put only their shapes into the key.
@@ -216,6 +220,22 @@ class BilinearOp(Generic[S]):
         if torch.compiler.is_compiling() and _functorch():
             return self.definition(x, weights, bias, *constants, *raw)
         return self.fwd(x, self.pack(weights), bias, args, backend)
+
+    def _traced(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        bias: Tensor | None,
+        raw: tuple[Any, ...],
+        backend: str | None,
+        constants: tuple[Tensor, ...],
+    ) -> Tensor:
+        if torch.is_autocast_enabled(kind := x.device.type):
+            return self._autocast(kind, x, weights, bias, raw, backend, constants)
+        with untraced():
+            args = (*constants, *self.normalise(x, weights, bias, *constants, *raw))
+        result: Tensor = self.ops[""](x, self.pack(weights), bias, *args, backend=backend)
+        return result
 
     def _autocast(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightkernels._core.spec import fail_type, message, require, require_tensor
+from lightkernels._core.tracing import untraced
 
 # By id: what is known to be right is one tensor in one version, in windows of one size.
 _checked: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
@@ -63,7 +64,8 @@ def check_once(op: str, taps: Any, kernel_size: int) -> None:
     if not isinstance(taps, Tensor) or not _has_values(taps):
         check_form(op, taps)
         return
-    check_values(op, taps, kernel_size)
+    with untraced():
+        check_values(op, taps, kernel_size)
     if not taps.is_inference():
         _remember(taps, kernel_size)
 

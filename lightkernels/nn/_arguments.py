@@ -1,10 +1,17 @@
-"""What module and model constructors check before they allocate anything."""
+"""What module and model constructors check before they allocate anything, and images without a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch.fx
+from torch import Tensor
+
 from lightkernels._core.spec import fail_type, pair, require
+
+# torch.fx.symbolic_trace records a call of these and of our operators: it could not follow what they ask of sizes.
+torch.fx.wrap("batched")
+torch.fx.wrap("batched_as")
 
 
 def _is_int(value: object) -> bool:
@@ -60,3 +67,13 @@ def share(op: str, arg: str, value: object) -> float:
         fail_type(op, arg, "be a number", value)
     require(0 <= value < 1, op, arg, "be at least 0 and less than 1", value)
     return float(value)
+
+
+def batched(x: Tensor) -> Tensor:
+    """A batch of one image for one image."""
+    return x.unsqueeze(0) if x.dim() == 3 else x
+
+
+def batched_as(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` without its batch, if ``x`` has none."""
+    return y.squeeze(0) if x.dim() == 3 else y

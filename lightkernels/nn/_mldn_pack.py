@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightkernels._core import tracing
 from lightkernels.nn.learned_group import LearnedGroupConv2d, SparseFeatureReactivation
 from lightkernels.nn.rsdc import RSDC2d
 
@@ -94,7 +95,7 @@ class Masks:
 
     def of(self, layers: Sequence[LearnedGroupConv2d | SparseFeatureReactivation], dtype: torch.dtype) -> Tensor:
         masks: list[Any] = [layer._buffers["mask"] for layer in layers]
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or tracing.state() is not None:
             return self._make(layers, dtype)
         factor = self.factor
         same = factor is not None and factor.dtype is dtype and len(masks) == len(self.known)

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lightkernels._core import env
+from lightkernels._core import env, tracing
 from lightkernels._core.backends import BackendUnavailable
 from lightkernels._core.pairing import Pairing, check_paths, source
 from lightkernels._core.spec import require
@@ -234,7 +234,7 @@ class MLDNBlock(Condensable):
     def _taps(self, convs: list[Any]) -> Tensor:
         """All sets, packed; kept while they are the same, so that their values are not read in every call."""
         taps = [c._buffers["taps"] for c in convs]
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or tracing.state() is not None:
             return torch.cat(taps)
         known = self._known_taps
         if known is None or any(a is not t or v != t._version for t, (a, v) in zip(taps, known[0], strict=True)):

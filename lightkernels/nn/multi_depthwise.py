@@ -15,6 +15,7 @@ from lightkernels.nn import _arguments
 
 Combine = Literal["concat", "add", "cumulative"]
 COMBINES = ("concat", "add", "cumulative")
+torch.fx.wrap("multi_dwconv2d")
 
 
 def split_channels(channels: int, branches: int) -> tuple[int, ...]:
@@ -136,9 +137,8 @@ class MultiDepthwiseConv2d(nn.Module):
         self.reset_bias()
 
     def forward(self, x: Tensor) -> Tensor:
-        batched = x.unsqueeze(0) if x.dim() == 3 else x
         y = multi_dwconv2d(
-            batched,
+            _arguments.batched(x),
             [branch.weight for branch in self._convs()],
             self.bias,
             stride=self.stride,
@@ -146,7 +146,7 @@ class MultiDepthwiseConv2d(nn.Module):
             combine=self.combine,
             split=self.split,
         )
-        return y.squeeze(0) if x.dim() == 3 else y
+        return _arguments.batched_as(y, x)
 
     def fold(self) -> nn.Module:
         """A new module that computes the same function, made for inference; this module is left as it is.

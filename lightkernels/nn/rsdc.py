@@ -23,6 +23,7 @@ Resample = Literal["never", "epoch", "forward"]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 SCOPES, CENTERS, RESAMPLES = ("filter", "group", "layer"), ("free", "always"), ("never", "epoch", "forward")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+torch.fx.wrap("rsdc2d")
 
 
 class RSDC2d(nn.Module):
@@ -167,8 +168,7 @@ class RSDC2d(nn.Module):
                 sets.trust(taps, side)
             else:
                 self._used = True
-        batched = x.unsqueeze(0) if x.dim() == 3 else x
-        pads = self._pads
+        batched, pads = _arguments.batched(x), self._pads
         if self.padding_mode != "zeros":
             batched = F.pad(batched, (pads[1], pads[1], pads[0], pads[0]), mode=self.padding_mode)
             pads = (0, 0)
@@ -183,7 +183,7 @@ class RSDC2d(nn.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        return y.squeeze(0) if x.dim() == 3 else y
+        return _arguments.batched_as(y, x)
 
     def _load_from_state_dict(
         self,

@@ -1,14 +1,10 @@
 """Which backend runs: who is asked first, what an explicit choice does, and what is remembered."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 
+import fresh
 import pytest
 import torch
 
@@ -32,16 +28,9 @@ def asked(**kwargs):
 
 def child(code, **variables):
     """What ``code`` prints as JSON in a process of its own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("LIGHTKERNELS_")}
-    here = str(Path(lightkernels.__file__).parent.parent)
-    environment = kept | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"} | variables
     start = "import json, torch, lightkernels\nfrom lightkernels import explain, multi_dwconv2d, use_backend\n"
     start += "x, w = torch.randn(2, 3, 7, 5), torch.randn(3, 1, 3, 3)\n"
-    run = subprocess.run(
-        [sys.executable, "-c", start + code], capture_output=True, text=True, timeout=120, env=environment, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return fresh.run(start + code, **variables)
 
 
 def test_the_first_call_imports_no_compiler():

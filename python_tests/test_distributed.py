@@ -1,14 +1,8 @@
 """DistributedDataParallel: two processes with half of the batch each train as one process with the whole."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import fresh
 import pytest
 import torch
-
-import lightkernels
 
 distributed = pytest.importorskip("torch.distributed")
 if not (distributed.is_available() and distributed.is_gloo_available()):
@@ -47,41 +41,25 @@ def train(model, images, labels, part):
 """
 
 RANK = """
-import sys
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-model, images, labels = made()
-if rank:
-    with torch.no_grad():
-        for p in model.parameters():
-            p.zero_()
-found = train(DistributedDataParallel(model), images, labels, slice(4 * rank, 4 * rank + 4))
-torch.save(found, f"{folder}/{rank}.pt")
-dist.destroy_process_group()
+def rank(i):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method="file://{folder}/meeting", rank=i, world_size=2)
+    model, images, labels = made()
+    if i:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+    found = train(DistributedDataParallel(model), images, labels, slice(4 * i, 4 * i + 4))
+    torch.save(found, f"{folder}/{{i}}.pt")
+    dist.destroy_process_group()
 """
 
 
 def test_two_processes_train_as_one(tmp_path):
-    paths = [str(Path(lightkernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    if sys.platform.startswith("linux"):
-        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    command = [sys.executable, "-c", STEPS + RANK]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        for process in ranks:
-            _, error = process.communicate(timeout=120)
-            assert process.returncode == 0, error
-    finally:
-        for process in ranks:
-            process.kill()
+    fresh.run_ranks(STEPS + RANK.format(folder=str(tmp_path)), 2)
     one = {}
     exec(STEPS, one)  # the very code that the two processes run
     model, images, labels = one["made"]()

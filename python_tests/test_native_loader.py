@@ -1,13 +1,10 @@
 """The native module switched off, chosen, missing and broken: said as a reason, and never an error of the import."""
 
 import importlib.machinery
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 import lightkernels
@@ -49,14 +46,7 @@ print(json.dumps({
 
 
 def child(package=PACKAGE, **variables):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("LIGHTKERNELS_")}
-    environment = kept | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"} | variables
-    run = subprocess.run(
-        [sys.executable, "-c", _CHILD], capture_output=True, text=True, timeout=120, env=environment,
-        cwd=package.parent, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
+    told = fresh.run(_CHILD, package.parent, **variables)
     assert Path(told["file"]).parent == package
     assert told["right"]
     return told

@@ -14,8 +14,8 @@ state = torch._C._get_tracing_state
 def untraced() -> Iterator[None]:
     """Inside, sizes are plain numbers again."""
     kept = state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(kept)
+        torch._C._set_tracing_state(kept)  # type: ignore[attr-defined]

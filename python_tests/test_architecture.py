@@ -29,7 +29,7 @@ BELOW = {
     "": {"_version", "_core", "ops", "functional", "nn", "models"},
     "train": {"", "_version", "_core", "ops", "functional", "nn", "models"},
     "compress": {"", "_version", "_core", "ops", "functional", "nn", "models", "train"},
-    "cli": {"", "_version", "_core", "ops", "functional", "nn", "models", "train", "compress"},
+    "cli": {"", "_version", "_core", "testing", "ops", "functional", "nn", "models", "train", "compress"},
     "__main__": {"cli"},
 }
 # explain(op) takes an operator's name, so it looks the operator up when it is called.

@@ -136,6 +136,27 @@ def test_what_is_kept_for_the_backward():
     assert counts == {True: y.numel() + weights, False: y.numel() + spec.mid_shape[0] + weights}
 
 
+@pytest.mark.parametrize("name", ["two_paths", "second"])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_backward_reads_what_any_backend_kept(name, layout):
+    """Compiled code asks for the backend when it runs: the context may be another one by then."""
+    sample = case(name).build(4, DOUBLE, layout).requires_grad()
+    t, values = prepare(*sample.args, **sample.kwargs)
+    spec = OP.spec_of(t, values)
+    assert spec.layout == layout
+    assert spec.keep
+    g = case(name).build(5, DOUBLE).args[0].new_empty_strided(spec.y_shape, spec.y_stride).normal_()
+    with torch.no_grad():
+        kept = {b: OP.backends[b].function("fwd")(spec, t) for b in BACKENDS}
+        grads = {(a, b): OP.backends[b].function("bwd")(spec, g, OP.kept(spec, t), kept[a]) for a in kept for b in kept}
+    due = grads["reference", "reference"]
+    for found in grads.values():
+        for one, other in zip(found, due, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_dropout_is_the_seed_s_alone():
     sample = case("rsdc").build(0, DOUBLE)
     values = dict(sample.kwargs)

@@ -205,7 +205,9 @@ struct SecondGrad {
                                          {term + set * b.p.taps, count + set, each ? b.p.taps : 0, each ? 1 : 0},
                                          packed + ((path * groups + g) * blocks + i / kRows) * block(),
                                          zeros,
-                                         m.flat};
+                                         m.flat,
+                                         kLanes<A>,
+                                         kLanes<A>};
           convolve<A>(kRows, tile, staged, made, m.vectors());
           const i64 map = (n * b.p.paths * b.p.mid + first) * b.pixels;
           through(mid + map, inner + map, first, rows);

@@ -68,7 +68,8 @@ struct Second {
       const rsdc::SparseTile<A> tile{b.inputs(),      maps.map,
                                      b.p.taps * wide, {term + set * b.p.taps, count + set, 0, 0},
                                      weights,         weights + block() - wide,
-                                     maps.flat};
+                                     maps.flat,       kLanes<A>,
+                                     kLanes<A>};
       convolve<A>(wide, tile, staged, made, maps.vectors());
       for (i64 r = 0; r < wide && o + r < b.outputs(); ++r)
         for (i64 i = 0; i < maps.h; ++i)

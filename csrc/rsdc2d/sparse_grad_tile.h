@@ -26,6 +26,10 @@ LK_INLINE A sum_lanes(const A* v) {
     for (int i = 0; i < half; ++i) s[i] += s[i + half];
   return s[0];
 }
+template <class A>
+LK_INLINE A sum_lanes(Vec<A> v) {
+  return sum_lanes(reinterpret_cast<const A*>(&v));
+}
 
 template <class A>
 struct RunSum {

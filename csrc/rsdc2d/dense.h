@@ -7,6 +7,7 @@ namespace rsdc {
 
 constexpr i64 kStripBytes = 256 << 10;  // of staged input, to stay in the second-level cache
 constexpr i64 kLineBytes = 24 << 10;    // of a block's outputs before they go to their maps
+constexpr i64 kPastBytes = 2 << 20;     // outputs from this size on bypass the caches
 
 // Grid rows of a strip: what the cache holds, cut further where threads would be idle.
 inline i64 strip_rows(const Plan& g, i64 row_bytes, i64 units) {
@@ -16,6 +17,16 @@ inline i64 strip_rows(const Plan& g, i64 row_bytes, i64 units) {
   if (units < 2 * threads) rows = smaller(rows, ceil_div(g.rows.grid * units, 2 * threads));
   rows = larger(1, smaller(rows, g.rows.grid));
   return ceil_div(g.rows.grid, ceil_div(g.rows.grid, rows));
+}
+
+// Whether the outputs are so many that they should bypass the caches, and pixels (NHWC) or maps (NCHW) whole lines.
+template <class T>
+bool leaves_in_lines(const Plan& g, const T* dst) {
+  constexpr i64 line = 16;
+  const Strides& s = g.dst;
+  if (!__is_same(T, float) || g.phases() > 1 || g.p.n * s.n * 4 < kPastBytes) return false;
+  if (reinterpret_cast<std::uintptr_t>(dst) % 64 || s.n % line) return false;
+  return g.p.layout == Layout::nhwc ? s.w % line == 0 && s.h % line == 0 : s.c % line == 0;
 }
 
 template <class T, bool Pairs>
@@ -28,6 +39,7 @@ struct Dense {
   i64 wide, blocks, channels;  // outputs of a block; staged channels
   i64 strip, strips, block;    // elements of a block's weights
   i64 waiting;                 // rows of a block's outputs kept until they are written
+  bool past;                   // the caches
   Stage<T, Pairs> stage;
   TermList list;
   A* packed;
@@ -54,12 +66,22 @@ struct Dense {
         strips(ceil_div(plan.rows.grid, strip)),
         block((channels * plan.p.taps + 1) * wide),
         waiting(larger(1, smaller(strip, kLineBytes / (plan.cols.grid * wide * static_cast<i64>(sizeof(A)))))),
+        past(leaves_in_lines(plan, d)),
         stage(plan, channels, strip, true),
         packed(nullptr),
         line(nullptr),
         turned(nullptr),
         term(nullptr),
-        count(nullptr) {}
+        count(nullptr) {
+    if (plan.p.layout == Layout::nhwc) {
+      past = past && (plan.outputs % 16 == 0 || plan.p.groups == 1);
+      return;
+    }
+    i64 rows = 1;  // that are whole lines
+    while (rows * plan.cols.grid % 16) rows *= 2;
+    past = past && plan.dst.h == plan.cols.grid && strip % rows == 0 && rows <= waiting;
+    if (past) waiting = waiting / rows * rows;
+  }
 
   i64 slack() const { return kPixels; }
   void share(Arena& a) {
@@ -100,7 +122,10 @@ struct Dense {
       const A* const from = line + i * n * wide;
       if constexpr (sizeof(T) == sizeof(A))
         if (step == 1) {
-          transpose<T>(to, g.dst.c, from, wide, n, outputs);
+          if (past)
+            transpose_out<true>(to, g.dst.c, from, wide, n, outputs);
+          else
+            transpose<T>(to, g.dst.c, from, wide, n, outputs);
           continue;
         }
       transpose(turned, n, from, wide, n, outputs);
@@ -109,9 +134,10 @@ struct Dense {
   }
 
   void row(const DenseTile<A>& tile, const A* x, A* out, i64 n) const {
+    const bool edges = g.planes() == 1 && g.phases() == 1;
     if constexpr (!Pairs)
-      if (wide == V) return dense_row<A, 1, false>(tile, x, out, n);
-    dense_row<A, kVectors, Pairs>(tile, x, out, n);
+      if (wide == V) return dense_row<A, 1, false>(tile, x, out, n, edges);
+    dense_row<A, kVectors, Pairs>(tile, x, out, n, edges);
   }
 
   void unit(i64 u) {
@@ -127,6 +153,7 @@ struct Dense {
         const i64 fr = f / g.cols.phases(), fc = f % g.cols.phases(), columns = g.cols.places(fc);
         const Walk walk = list.walk(set, f, g.one_set_a_group());
         DenseTile<A> tile{channels, stage.channel, g.p.taps * wide, walk, weights, weights + block - wide, wide};
+        tile.after = static_cast<int>(g.cols.plane - columns);
         const i64 rows = smaller(height, g.rows.places(fr) - i0);
         for (i64 i = 0, kept = 0; i < rows; ++i) {
           tile.walk = near(g, walk, i0 + i, g.sources, term, count);
@@ -135,6 +162,7 @@ struct Dense {
           if constexpr (sizeof(T) == sizeof(A))
             if (g.p.layout == Layout::nhwc && outputs == wide) {
               tile.step = g.dst.w * g.cols.out_step();
+              tile.past = past;
               row(tile, x, to, columns);
               continue;
             }
@@ -153,6 +181,7 @@ struct Dense {
     stage.prepare(slack());
 #pragma omp for schedule(static)
     for (i64 u = 0; u < g.p.n * strips * g.p.groups; ++u) unit(u);
+    if (past) stream_fence();
   }
 };
 

@@ -75,9 +75,10 @@ struct DenseGrad {
   }
   // A line of n pixels of `count` channels to pixels of `wide` channels; `image`: from there to the second image's
   // line, negative if there is none.
-  void line(A* to, i64 wide, const T* from, i64 image, i64 channel, i64 pixel, i64 n, i64 count) {
+  void line(A* to, i64 wide, const T* from, i64 image, i64 channel, i64 pixel, i64 n, i64 count, const T* next) {
     const auto second = [image](const T* first) { return image < 0 ? nullptr : first + image; };
     if (g.p.layout == Layout::nhwc) {
+      if (next) touch_pixels<0>(next, pixel, n, count);
       for (i64 j = 0; j < n; ++j, from += pixel) read(to + j * wide, from, second(from), 1, count);
       return;
     }
@@ -102,7 +103,8 @@ struct DenseGrad {
           continue;
         }
         const T* const from = map + (i * g.rows.in_step() + pr) * g.src.h + pc * g.src.w;
-        line(row, in.wide, from, to_second(n, g.src.n), g.src.c, g.cols.in_step() * g.src.w, columns, count);
+        line(row, in.wide, from, to_second(n, g.src.n), g.src.c, g.cols.in_step() * g.src.w, columns, count,
+             i + 1 < g.rows.elements(pr) ? from + g.rows.in_step() * g.src.h : nullptr);
       }
     }
   }
@@ -112,7 +114,7 @@ struct DenseGrad {
     A* const to = grads + block * out.elements + image * out.image;
     for (i64 i = 0; i < rows; ++i)
       line(to + i * g.cols.grid * out.wide, out.wide, map + (i0 + i) * g.dst.h, to_second(n, g.dst.n), g.dst.c, g.dst.w,
-           g.cols.grid, count);
+           g.cols.grid, count, i + 1 < rows ? map + (i0 + i + 1) * g.dst.h : nullptr);
   }
 
   // One tap of one block of outputs with one block of inputs, over a chunk.

@@ -9,7 +9,6 @@ namespace rsdc {
 
 constexpr i64 kFlush = 16;             // outputs that are written together, at least: a cache line of pixels
 constexpr i64 kMadeBytes = 160 << 10;  // and at most, in the second-level cache
-constexpr i64 kPastBytes = 2 << 20;    // outputs from this size on bypass the caches
 
 template <class T>
 struct Sparse {
@@ -55,7 +54,8 @@ struct Sparse {
         row(by_rows ? plan.cols.grid : plan.pitch()),
         flat(round_up(strip * row, V) + V),
         together(best_together(bundle * plan.outputs)),
-        past(leaves_in_lines(plan, d)),
+        past(leaves_in_lines(plan, d) && plan.outputs * plan.p.groups >= kFlush &&
+             (plan.p.layout == Layout::nhwc || (plan.cols.grid % kFlush == 0 && plan.dst.h % kFlush == 0))),
         stage(plan, plan.sources * bundle, strip, false),
         packed(nullptr),
         made(nullptr),
@@ -66,16 +66,6 @@ struct Sparse {
     const i64 most = smaller(outputs, kMadeBytes / (flat * static_cast<i64>(sizeof(A))));
     return larger(kFlush, most / kFlush * kFlush);
   }
-  // Whether the outputs are many, and their rows or pixels whole cache lines.
-  static bool leaves_in_lines(const Plan& g, const T* dst) {
-    constexpr i64 line = 64 / static_cast<i64>(sizeof(T));
-    const Strides& s = g.dst;
-    const i64 last = g.p.layout == Layout::nhwc ? s.w : s.c, bytes = g.p.n * s.n * static_cast<i64>(sizeof(T));
-    if (!__is_same(T, float) || g.phases() > 1 || bytes < kPastBytes || g.outputs * g.p.groups < kFlush) return false;
-    if (g.p.layout == Layout::nchw && g.cols.grid % line) return false;
-    return reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 && last % line == 0 && s.h % line == 0 && s.n % line == 0;
-  }
-
   i64 slack() const { return 2 * V + g.cols.gap; }
   void share(Arena& a) {
     list = make_terms(g, a, stage.plane, stage.row, 1);

@@ -3,10 +3,10 @@
 import copy
 import io
 import itertools
-import os
 import pickle
 import sys
 
+import fresh
 import pytest
 import torch
 import torch.multiprocessing
@@ -277,25 +277,32 @@ def test_an_ensemble_has_its_own_taps():
         torch.testing.assert_close(y[i], layer(X), rtol=1e-11, atol=1e-11)
 
 
-def _worker(rank, path):
+RANK = """
+import torch
+import torch.distributed as dist
+from lightkernels.nn import RSDC2d
+
+def rank(i):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    layer = RSDC2d(4, 6, resample="epoch", generator=seeded(rank), dtype=torch.float64)
-    model = nn.parallel.DistributedDataParallel(layer)
+    dist.init_process_group("gloo", init_method="file://{folder}/meeting", rank=i, world_size=2)
+    layer = RSDC2d(4, 6, resample="epoch", generator=torch.Generator().manual_seed(i))
+    model = torch.nn.parallel.DistributedDataParallel(layer)
     for _ in range(2):
         model.train()
-        model(X + rank).sum().backward()
+        model(torch.randn(2, 4, 5, 6)).sum().backward()
         both = [torch.empty_like(layer.taps) for _ in range(2)]
-        torch.distributed.all_gather(both, layer.taps)
+        dist.all_gather(both, layer.taps)
         assert torch.equal(*both)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    dist.barrier()
+    dist.destroy_process_group()
+    import os
     os._exit(0)  # gloo's threads do not always live through a regular exit
+"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file")
 def test_processes_have_the_taps_of_the_first(tmp_path):
-    torch.multiprocessing.spawn(_worker, (str(tmp_path / "meeting"),), nprocs=2)
+    fresh.run_ranks(RANK.format(folder=tmp_path), 2)
 
 
 @pytest.mark.parametrize("padding_mode", MODES)

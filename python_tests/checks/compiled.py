@@ -13,7 +13,7 @@ from checks.target import BOTH, Target, Theme
 from lightkernels.testing import Case, Sample, assert_accurate, assert_keeps_layout, assert_same_bits
 
 # The graph holds one neutral op: what stands behind it, PyTorch's own calls or the reference's, is all the same.
-THEME = Theme(only=("cuda", "triton", "cpu", "reference"))
+THEME = Theme(only=("cuda", "triton", "cpu", "reference"), brief=True)
 
 
 def compiled(function, backend: str = "aot_eager", **options):

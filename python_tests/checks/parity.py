@@ -1,6 +1,8 @@
 """Values: against float64 truth, against plain loops, exact on whole numbers, and by the adjoint identity."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,25 +60,60 @@ def forward_shape(target: Target, sample: Sample) -> Tensor:
         return torch.empty_like(target(sample)).copy_(y)
 
 
+class Judge:
+    """The numerics rule for one sample and one upstream gradient; what it asks of the reference is computed once."""
+
+    def __init__(self, target: Target, sample: Sample, g: Tensor) -> None:
+        self.target, self.sample, self.g = target, sample, g
+
+    def _truth(self, change: Callable[[Tensor], Tensor]) -> Values:
+        return evaluate(self.target.truth, self.sample.map(change), change(self.g))
+
+    @cached_property
+    def wide(self) -> Values:
+        return self._truth(Tensor.double)
+
+    @cached_property
+    def same(self) -> Values:
+        return evaluate(self.target.truth, self.sample, self.g)
+
+    @cached_property
+    def sizes(self) -> tuple[Values, Values]:
+        """Sums of the terms' sizes, and how many there are."""
+        return self._truth(Tensor.abs), self._truth(torch.ones_like)
+
+    @cached_property
+    def rounded(self) -> list[Values]:
+        """The truth, rounded at every step, three times."""
+        draws, double, upper = [], self.sample.map(Tensor.double), self.g.double()
+        for seed in range(3):
+            with Rounding(self.g.dtype, seed):
+                draws.append(evaluate(self.target.truth, double, upper))
+        return draws
+
+    @cached_property
+    def nudged(self) -> list[Values]:
+        return [evaluate(self.target.truth, self.sample.map(nudge), self.g) for _ in range(4)]
+
+    def check(self, actual: Values) -> None:
+        """The output and every gradient."""
+        if not self.target.op.bilinear:
+            judge_half(self, actual) if self.g.dtype in HALF else judge_chain(self, actual)
+            return
+        if self.g.dtype is torch.float64:
+            named = (v.named() for v in (actual, self.wide, *self.sizes))
+            for (what, a), (_, t), (_, s), (_, k) in zip(*named, strict=True):
+                assert_close64(a, t, s, k, what)
+            return
+        # Which of its convolutions sums in the better order is PyTorch's affair.
+        ulps = 4 if self.target.backend in BORROWED else 1
+        for (what, a), (_, t), (_, b) in zip(*(v.named() for v in (actual, self.wide, self.same)), strict=True):
+            assert_accurate(a, t, b, what, ulps)
+
+
 def judge(target: Target, sample: Sample, actual: Values, g: Tensor) -> None:
     """The numerics rule, for the output and every gradient."""
-    wide = evaluate(target.truth, sample.map(Tensor.double), g.double())
-    if not target.op.bilinear:
-        judge_chain(target, sample, actual, wide, g)
-        return
-    if g.dtype is torch.float64:
-        terms = evaluate(target.truth, sample.map(Tensor.abs), g.abs())
-        products = evaluate(target.truth, sample.map(torch.ones_like), torch.ones_like(g))
-        for (what, a), (_, t), (_, s), (_, k) in zip(
-            *(v.named() for v in (actual, wide, terms, products)), strict=True
-        ):
-            assert_close64(a, t, s, k, what)
-        return
-    same = evaluate(target.truth, sample, g)
-    # Which of its convolutions sums in the better order is PyTorch's affair.
-    ulps = 4 if target.backend in BORROWED else 1
-    for (what, a), (_, t), (_, b) in zip(*(v.named() for v in (actual, wide, same)), strict=True):
-        assert_accurate(a, t, b, what, ulps)
+    Judge(target, sample, g).check(actual)
 
 
 def nudge(v: Tensor) -> Tensor:
@@ -102,36 +139,27 @@ class Rounding(TorchDispatchMode):
         return t * (1 + self.eps * (2 * torch.rand(t.shape, generator=self.generator, dtype=t.dtype) - 1))
 
 
-def judge_chain(target: Target, sample: Sample, actual: Values, wide: Values, g: Tensor) -> None:
+def judge_chain(judge: Judge, actual: Values) -> None:
     """Of a chain of operations: rounding at one changes the next, and gradients may all but cancel. In float32 and
     float64 the truth tells how much, by rounding at every step; in 16 bit the reference."""
-    if g.dtype in HALF:
-        judge_half(target, sample, actual, wide, g)
-        return
-    double, upper = sample.map(Tensor.double), g.double()
-    draws = []
-    for seed in range(3):
-        with Rounding(g.dtype, seed):
-            draws.append(evaluate(target.truth, double, upper))
-    for i, ((what, a), (_, t)) in enumerate(zip(actual.named(), wide.named(), strict=True)):
-        off = max((d.named()[i][1].detach() - t for d in draws), key=lambda d: float(d.square().sum()))
-        if a.dtype is not g.dtype:
-            raise AssertionError(f"{what}: {a.dtype} for {g.dtype}")
+    dtype = judge.g.dtype
+    for i, ((what, a), (_, t)) in enumerate(zip(actual.named(), judge.wide.named(), strict=True)):
+        off = max((d.named()[i][1].detach() - t for d in judge.rounded), key=lambda d: float(d.square().sum()))
+        if a.dtype is not dtype:
+            raise AssertionError(f"{what}: {a.dtype} for {dtype}")
         # Twice the error of a baseline is allowed; sums of many terms are rounded more than once.
-        assert_accurate(a.double(), t, t + 4 * off, what, round(torch.finfo(g.dtype).eps / torch.finfo(t.dtype).eps))
+        assert_accurate(a.double(), t, t + 4 * off, what, round(torch.finfo(dtype).eps / torch.finfo(t.dtype).eps))
 
 
-def judge_half(target: Target, sample: Sample, actual: Values, wide: Values, g: Tensor) -> None:
-    same = evaluate(target.truth, sample, g)
-    nudged: list[Values] = []
-    for i, ((what, a), (_, t), (_, b)) in enumerate(zip(*(v.named() for v in (actual, wide, same)), strict=True)):
+def judge_half(judge: Judge, actual: Values) -> None:
+    named = (v.named() for v in (actual, judge.wide, judge.same))
+    for i, ((what, a), (_, t), (_, b)) in enumerate(zip(*named, strict=True)):
         try:
             assert_accurate(a, t, b, what, 16)
         except AssertionError:
             # Gradients that all but cancel are as good as rounding lets them be, which the reference meets by luck:
             # what it makes of inputs that differ by a few roundings tells.
-            nudged = nudged or [evaluate(target.truth, sample.map(nudge), g) for _ in range(4)]
-            others = [v.named()[i][1].detach() for v in nudged]
+            others = [v.named()[i][1].detach() for v in judge.nudged]
             assert_accurate(a, t, max(others, key=lambda o, t=t: float((o - t).square().sum())), what, 16)
 
 

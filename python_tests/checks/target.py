@@ -138,10 +138,14 @@ class Kind:
 
 @dataclass
 class Theme:
-    """The kinds of one file of checks."""
+    """The kinds of one file of checks.
+
+    ``brief``: where a native backend runs a kind, those made of PyTorch's own calls run its first case alone.
+    """
 
     kinds: list[Kind] = field(default_factory=list)
     only: tuple[str, ...] = ()
+    brief: bool = False
 
     def kind(
         self,
@@ -225,10 +229,13 @@ class Check:
 
 
 def generate(theme: Theme, where: list[Target]) -> Iterator[Check]:
+    natives = {(t.package, t.device, t.backend) for t in where if theme.brief and t.backend not in BORROWED}
     for kind in theme.kinds:
+        elsewhere = {(package, device) for package, device, backend in natives if kind.backends(backend)}
         for target in where:
             if kind.backends(target.backend):
-                for case in kind.cases(target):
+                few = target.backend in BORROWED and (target.package, target.device) in elsewhere
+                for case in kind.cases(target)[: 1 if few else None]:
                     for dtype in kind.dtypes:
                         for layout in kind.layouts:
                             yield Check(kind, target, case, dtype, layout)

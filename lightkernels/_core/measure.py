@@ -134,7 +134,8 @@ class _Turn:
             return
         self.call()
         self.best = self._batch(1)
-        self.best = min(self.best, self._batch(8 if self.best < _BATCH_SECONDS else 1))
+        if self.best < _FIRST_CALL_SECONDS:
+            self.best = min(self.best, self._batch(8 if self.best < _BATCH_SECONDS else 1))
         self.number = max(1, math.ceil(_BATCH_SECONDS / self.best))
 
     def _batch(self, number: int) -> float:

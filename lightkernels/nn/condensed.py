@@ -151,8 +151,8 @@ class CondensedReactivation(nn.Module):
 
     Shapes: input h ``[N, in_channels, H, W]`` and optionally x ``[N, out_channels, H, W]``, which the result is added
     to; output ``[N, out_channels, H, W]``. Input i belongs to group ``i % groups``. Output channels that several groups
-    reach get the sum, those that none reaches get nothing. It is computed as one convolution whose weight, zeros where
-    no group reaches, is made in every call: that is faster than adding channel by channel.
+    reach get the sum, those that none reaches get nothing. It is one convolution whose weight, zeros where no group
+    reaches, is made in every call: channels added one by one take longer in channels_last and have no order on CUDA.
 
     Child: ``norm``. Parameter: ``weight`` ``[groups * kept, in_channels / groups]``. Buffer: ``index`` int64
     ``[groups, kept]``, the output channels that each group writes.

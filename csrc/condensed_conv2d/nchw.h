@@ -28,12 +28,13 @@ LK_INLINE void put(const Vec<A> (&sum)[R][V], A* out, i64 step, int last) {
   }
 }
 
-// out[r * step + pixel]: R outputs of V vectors of pixels; the last vector has `last` of them. Panel [K][V], w [K][R].
+// out[r * step + pixel]: R outputs of V vectors of pixels; the last vector has `last` of them. Panel [K][V]; rows of w
+// are `row` apart.
 template <class A, int R, int V>
-void rows(i64 picked, const A* panel, const A* w, A* out, i64 step, int last) {
+void rows(i64 picked, const A* panel, const A* w, i64 row, A* out, i64 step, int last) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[R][V] = {};
-  for (i64 k = 0; k < picked; ++k, panel += V * L, w += R) {
+  for (i64 k = 0; k < picked; ++k, panel += V * L) {
     Vec<A> a[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -42,7 +43,7 @@ void rows(i64 picked, const A* panel, const A* w, A* out, i64 step, int last) {
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec<A> b = splat<A>(w[r]);
+      const Vec<A> b = splat<A>(w[r * row + k]);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] = vfma(a[v], b, sum[r][v]);
     }
@@ -52,19 +53,20 @@ void rows(i64 picked, const A* panel, const A* w, A* out, i64 step, int last) {
 
 // All outputs of a group over V vectors of pixels, in blocks of kRows, then halves of that.
 template <class T, int R, int V>
-void blocks(i64 left, i64 picked, const Acc<T>* panel, const Acc<T>* w, T* out, i64 step, int last, Acc<T>* made) {
+void blocks(i64 left, i64 picked, const Acc<T>* panel, const Acc<T>* w, i64 row, T* out, i64 step, int last,
+            Acc<T>* made) {
   using A = Acc<T>;
   constexpr int L = kLanes<A>;
-  for (; left >= R; left -= R, w += R * picked, out += R * step) {
+  for (; left >= R; left -= R, w += R * row, out += R * step) {
     if constexpr (sizeof(T) == sizeof(A)) {
-      rows<A, R, V>(picked, panel, w, out, step, last);
+      rows<A, R, V>(picked, panel, w, row, out, step, last);
     } else {
-      rows<A, R, V>(picked, panel, w, made, V * L, L);
+      rows<A, R, V>(picked, panel, w, row, made, V * L, L);
       for (int r = 0; r < R; ++r) store_row<T>(made + r * V * L, (V - 1) * L + last, out + r * step);
     }
   }
   if constexpr (R > 1) {
-    if (left) blocks<T, R / 2, V>(left, picked, panel, w, out, step, last, made);
+    if (left) blocks<T, R / 2, V>(left, picked, panel, w, row, out, step, last, made);
   }
 }
 
@@ -95,7 +97,8 @@ void direct(const Params& p, const A* x, const i64* index, const A* scale, const
             int last) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[R][V] = {};
-  for (i64 k = 0; k < p.picked; ++k, w += R) {
+  const i64 row = p.groups * p.picked;
+  for (i64 k = 0; k < p.picked; ++k) {
     const A* from = x + index[k] * p.channel;
     if (k + kAhead < p.picked) {
       const A* const later = x + index[k + kAhead] * p.channel;
@@ -111,7 +114,7 @@ void direct(const Params& p, const A* x, const i64* index, const A* scale, const
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec<A> factor = splat<A>(w[r]);
+      const Vec<A> factor = splat<A>(w[r * row + k]);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] = vfma(a[v], factor, sum[r][v]);
     }
@@ -126,30 +129,17 @@ void tile(const Params& p, i64 g, const T* x, const Acc<T>* w, const Acc<T>* sca
   const i64* const index = p.index + g * p.picked;
   scale += g * p.picked;
   shift += g * p.picked;
+  w += g * p.picked;
   if constexpr (sizeof(T) == sizeof(Acc<T>)) {
     if (each == kRows) {
-      direct<T, kRows, V>(p, x, index, scale, shift, w + g * each * p.picked, y + g * p.pixels, p.groups * p.pixels,
-                          last);
+      direct<T, kRows, V>(p, x, index, scale, shift, w, y + g * p.pixels, p.groups * p.pixels, last);
       return;
     }
   }
   constexpr i64 wide = V * kLanes<Acc<T>>;
   panel<T, V>(p, x, index, scale, shift, last, room);
-  blocks<T, kRows, V>(each, p.picked, room, w + g * each * p.picked, y + g * p.pixels, p.groups * p.pixels, last,
+  blocks<T, kRows, V>(each, p.picked, room, w, p.groups * p.picked, y + g * p.pixels, p.groups * p.pixels, last,
                       room + p.picked * wide);
-}
-
-// The rows of a group side by side in the order of their blocks: [groups][block][K][rows of the block].
-template <class T>
-void pack_rows(const Params& p, const T* w, Acc<T>* to) {
-  const i64 each = p.co / p.groups;
-  for (i64 g = 0; g < p.groups; ++g) {
-    i64 j = 0;
-    for (i64 r = kRows; r >= 1; r /= 2)
-      for (; each - j >= r; j += r)
-        for (i64 k = 0; k < p.picked; ++k)
-          for (i64 i = 0; i < r; ++i) *to++ = to_acc(w[((j + i) * p.groups + g) * p.picked + k]);
-  }
 }
 
 template <class T>
@@ -158,10 +148,13 @@ int nchw_fwd(const Params& p, const T* x, const T* w, const Acc<T>* scale, const
   constexpr i64 L = kLanes<A>;
   const i64 tiles = ceil_div(p.pixels, kTile), items = p.n * tiles * p.groups;
   const int threads = team(p, items);
-  const i64 weights = padded<A>(p.co * p.picked), room = padded<A>((p.picked + kRows) * kVectors * L);
+  constexpr bool same = sizeof(T) == sizeof(A);
+  const i64 weights = same ? 0 : padded<A>(p.co * p.picked), room = padded<A>((p.picked + kRows) * kVectors * L);
   A* const memory = static_cast<A*>(scratch(sizeof(A) * static_cast<std::size_t>(weights + threads * room)));
   if (!memory) return out_of_memory;
-  pack_rows<T>(p, w, memory);
+  for (i64 i = 0; i < p.co * p.picked && !same; ++i) memory[i] = to_acc(w[i]);
+  const A* factors = memory;
+  if constexpr (same) factors = w;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (i64 item = 0; item < items; ++item) {
     const i64 g = item % p.groups, at = item / p.groups % tiles, n = item / p.groups / tiles;
@@ -176,14 +169,14 @@ int nchw_fwd(const Params& p, const T* x, const T* w, const Acc<T>* scale, const
       const int last = static_cast<int>(smaller(L, end - pixel - (v - 1) * L));
       switch (v) {
         case 1:
-          tile<T, 1>(p, g, image + pixel, memory, scale, shift, out + pixel, last, own);
+          tile<T, 1>(p, g, image + pixel, factors, scale, shift, out + pixel, last, own);
           break;
         case 2:
-          tile<T, 2>(p, g, image + pixel, memory, scale, shift, out + pixel, last, own);
+          tile<T, 2>(p, g, image + pixel, factors, scale, shift, out + pixel, last, own);
           break;
 #if !defined(__AVX512F__)
         case 3:
-          tile<T, 3>(p, g, image + pixel, memory, scale, shift, out + pixel, last, own);
+          tile<T, 3>(p, g, image + pixel, factors, scale, shift, out + pixel, last, own);
           break;
 #endif
       }

@@ -9,7 +9,7 @@ namespace condensed {
 #if defined(__AVX512F__)
 constexpr int kRows = 8, kVectors = 2;
 #else
-constexpr int kRows = 4, kVectors = 3;
+constexpr int kRows = 4, kVectors = 2;
 #endif
 constexpr i64 kTile = 64;  // pixels of a panel
 constexpr i64 kAhead = 8;  // maps are picked in no order that the processor could foresee

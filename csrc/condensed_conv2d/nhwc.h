@@ -43,9 +43,10 @@ template <class A, int P>
 constexpr bool kHasPattern = kLanes<A> % P == 0;
 
 // kPixels pixels, of which `count` are stored, times V vectors of outputs, of which `left` outputs are. Values
-// [pixel][K][P], weights [K][V].
+// [pixel][K][P], weights [K][V]. Aligned: where its loop lies is a tenth of its time.
 template <class A, int P, int V>
-__attribute__((aligned(64))) void cells(i64 picked, const A* a, i64 row, const A* w, A* out, i64 step, i64 count, i64 left) {
+__attribute__((aligned(64))) void cells(i64 picked, const A* a, i64 row, const A* w, A* out, i64 step, i64 count,
+                                        i64 left) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[kPixels][V] = {};
   for (i64 k = 0; k < picked; ++k, a += P, w += V * L) {

@@ -207,7 +207,7 @@ def middle_of(spec: Spec, t: Inputs, out: Outputs, own: Layer, layer: int, a: Te
         return F.conv2d(a, own.weight1, groups=spec.paths).to(spec.dtype)
     channels = spec.paths * spec.mid
     flat = out.mid.view(spec.layers, -1)[layer]
-    if spec.layout == "nhwc":
+    if spec.mid_layout == "nhwc":
         return flat.view(spec.n, spec.h, spec.w, channels).permute(0, 3, 1, 2)
     return flat.view(spec.n, channels, spec.h, spec.w)
 

@@ -178,7 +178,7 @@ def run(spec: Spec, t: Inputs) -> Outputs:
 def flat_mid(spec: Spec, mids: list[Tensor], news: list[Tensor], y: Tensor) -> Tensor:
     if not spec.keep:
         return y.detach().new_zeros(0)
-    order = (0, 2, 3, 1) if spec.layout == "nhwc" else (0, 1, 2, 3)
+    order = (0, 2, 3, 1) if spec.mid_layout == "nhwc" else (0, 1, 2, 3)
     parts = [t.permute(order).reshape(-1) for t in (mids if spec.version == 1 else mids + news)]
     if spec.version == 2:
         parts.append(y.detach().new_zeros(spec.n * spec.paths * spec.widths[-2] * spec.h * spec.w))

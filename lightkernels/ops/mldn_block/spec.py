@@ -303,6 +303,12 @@ class Spec:
             channels += self.layers * self.kappa + self.widths[-2]
         return (self.n * self.paths * channels * self.h * self.w if self.keep else 0,)
 
+    @property
+    def mid_layout(self) -> Layout:
+        """In which the kept values lie. A backward reads what any backend's forward kept, and on the CPU that of the
+        native kernels, which compute in planes, is the one not to be turned round."""
+        return "nchw" if self.device == "cpu" else self.layout
+
     # What the machinery asks.
 
     def kept(self) -> list[tuple[tuple[int, ...], torch.dtype]]:

@@ -52,7 +52,8 @@ class Block:
         self.options = {"num_warps": self.tiles.warps, "num_stages": 3}
         last = spec.layout == "nhwc"
         channels, pixels = spec.paths * spec.mid, spec.h * spec.w
-        self.mid_stride = {"TN": channels * pixels, "TC": 1 if last else pixels, "TQ": channels if last else 1}
+        beside = spec.mid_layout == "nhwc"
+        self.mid_stride = {"TN": channels * pixels, "TC": 1 if beside else pixels, "TQ": channels if beside else 1}
         self.y_stride = (y.shape[1] * pixels, 1 if last else pixels, y.shape[1] if last else 1)
         size = self.m * channels
         if mid is None:

@@ -44,13 +44,13 @@ class Backward:
         given = {name: getattr(t, name) for name in self.names}
         self.grads: dict[str, Any] = {k: None if v is None else v.new_empty(tuple(v.shape)) for k, v in given.items()}
         common = {key: self.block.common[key] for key in ("PATHS", "MID", "EPS", "MODE", "ACC")}
-        self.pixels = {**common, "PIXELS": spec.h * spec.w, **strides(spec, "T", spec.paths * spec.mid)}
+        self.pixels = {**common, "PIXELS": spec.h * spec.w, **self.block.mid_stride}
         self.pixels |= {**strides(spec, "U", self.block.y.shape[1]), "U_PATH": self.block.pitch}
         self.pixels["BATCH"] = spec.batch_stats
         self.into = {**strides(spec, "D", spec.y_shape[1]), "D_PATH": spec.widths[-1]}
         self.pixels |= {"DROP": spec.dropout > 0, "KEEP": 1 / (1 - spec.dropout)}
         self.window = {**common, "H": spec.h, "W": spec.w, "KAPPA": spec.kappa, "K": spec.kernel_size}
-        self.window |= {**strides(spec, "G", spec.paths * spec.kappa), **strides(spec, "T", spec.paths * spec.mid)}
+        self.window |= {**strides(spec, "G", spec.paths * spec.kappa), **self.block.mid_stride}
         self.window["TAPS"] = spec.sets == 1
         self.taps = t.taps if spec.sets else self.block.weight3
         self.options = self.block.options

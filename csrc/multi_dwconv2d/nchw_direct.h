@@ -4,6 +4,7 @@
 #include "lk/lines.h"
 #include "multi_dwconv2d/nchw_band.h"
 #include "multi_dwconv2d/nchw_cut.h"
+#include "multi_dwconv2d/nchw_merge.h"
 
 namespace {
 namespace nchw {
@@ -142,21 +143,25 @@ inline bool goes_direct(const Params& p, bool input) {
 }
 
 inline int direct(const Params& p, const float* x, const float* w, const float* bias, float* y, bool input) {
+  const bool as_given = p.num_branches == 1 && !input, fast = merges(p);
   Plan plan;
-  if (!make_plan(plan, p, input ? Pass::input : Pass::forward)) return out_of_memory;
+  if (!as_given && !fast && !make_plan(plan, p, input ? Pass::input : Pass::forward)) return out_of_memory;
   const i64 kernel = widest(p), taps = kernel * kernel, planes = p.n * p.c;
   const int threads = team(p);
   const bool past = planes * p.h * p.w * 4 >= kPastDirect;
-  Direct job{p, x, nullptr, bias, y, input ? p.y : p.x, past};
-  const i64 packed = ceil_div(p.c * taps, 16) * 16;
+  Direct job{p, x, w + p.branches[0].weight_start, bias, y, input ? p.y : p.x, past};
+  const i64 packed = as_given ? 0 : ceil_div(p.c * taps, 16) * 16;
   float* const memory =
       static_cast<float*>(scratch(static_cast<std::size_t>(packed + threads * job.buffer_size()) * sizeof(float)));
   if (!memory) return out_of_memory;
-  job.w = memory;
+  if (!as_given) job.w = memory;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    if (!as_given) {
 #pragma omp for schedule(static)
-    for (i64 c = 0; c < p.c; ++c) pack(memory + c * taps, plan, p, w, c, input);
+      for (i64 c = 0; c < p.c; ++c)
+        fast ? merge(memory + c * taps, p, w, c, input) : pack(memory + c * taps, plan, p, w, c, input);
+    }
 #pragma omp for schedule(static)
     for (int t = 0; t < threads; ++t)
       job.work(kernel, planes * t / threads, planes * (t + 1) / threads, memory + packed + t * job.buffer_size());

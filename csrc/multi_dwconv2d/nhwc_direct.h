@@ -1,39 +1,36 @@
-// NHWC forward and input gradient of one 3x3 kernel at stride 1, whole vectors of channels: pixels are read where they
-// are, row after row of a few columns, all channels of a block before the next row.
+// NHWC forward and input gradient of one kernel at stride 1, whole vectors of channels: pixels are read where they are,
+// row after row of a few columns, all channels of a block before the next columns.
 #pragma once
-#include "multi_dwconv2d/nhwc_plan.h"
+#include "multi_dwconv2d/nhwc_planes.h"
 
+#if defined(__AVX2__)
 namespace {
 namespace nhwc {
 
 constexpr i64 kDirectBytes = 512;      // channels of a block: a few rows of a tile stay in the first-level cache
+constexpr i64 kDirectRow = 8 << 10;    // rows up to this size are walked whole, memory in order
 constexpr i64 kDirectPast = 8 << 20;   // outputs from this size on bypass the caches
 constexpr double kDirectTeam = 200e3;  // multiply-adds below which a team of threads costs more than it saves
 
-// Rows of TW columns and `vecs` vectors of channels.
+// Rows of `tiles` times TW columns and `vecs` vectors of channels.
 struct Strip {
   const float *x, *w;  // pixel of the first output; packed weights of the first vector: what sums start from, then taps
   float* y;
-  i64 rows, vecs, above, below, left, right;  // above to right: pixels of the map beyond the strip
+  i64 rows, vecs, tiles, above, below, left;  // above, below, left: pixels of the map beyond the strip
 };
 // What strips have in common.
 struct Rows {
-  i64 x_row, x_col, y_row, y_col, slots;
+  i64 width, x_row, x_col, y_row, y_col, slots;
   bool past;  // the caches
 };
 
-template <int K, int TW>
-LK_INLINE void direct_run(Vec<float>* acc, const float* x, i64 step, const float* w, i64 left, i64 right) {
-  constexpr int V = kLanes<float>, R = K / 2;
-  Vec<float> k[K];
-#pragma GCC unroll 8
-  for (int v = 0; v < K; ++v) k[v] = vload(w + v * V);
-  x -= R * step;
+// Pixels [From, To) of a row of taps.
+template <int K, int TW, int From, int To>
+LK_INLINE void direct_pixels(Vec<float>* acc, const float*& x, i64 step, const Vec<float>* k) {
+  constexpr int R = K / 2;
 #pragma GCC unroll 32
-  for (int q = -R; q < TW + R; ++q, x += step) {
+  for (int q = From; q < To; ++q, x += step) {
     LK_OPAQUE(x);
-    if (q < 0 && left < -q) continue;
-    if (q >= TW && right < q - TW + 1) continue;
     Vec<float> s = vload(x);
     LK_KEEP(s);
 #pragma GCC unroll 8
@@ -42,51 +39,127 @@ LK_INLINE void direct_run(Vec<float>* acc, const float* x, i64 step, const float
   }
 }
 
-// `next`: the strip after this one, whose first rows are fetched with this one's last.
-template <int K, int TW>
+// `next`: the strip after this one, whose first rows are fetched with this one's last. Whole: the map is TW wide; else
+// there are no pixels beyond a tile, or as many as the kernel reaches.
+template <int K, int TW, bool Whole>
 __attribute__((noinline)) void direct_strip(const Rows& a, const Strip& s, const Strip& next) {
   constexpr int V = kLanes<float>, R = K / 2;
   constexpr i64 kLineVecs = 64 / kVecBytes;
-  const i64 x_col = a.x_col, y_col = a.y_col, last = s.rows - 1 + imin(R, s.below);
+  const i64 x_row = a.x_row, x_col = a.x_col, y_col = a.y_col, last = s.rows - 1 + imin(R, s.below);
   for (i64 i = 0; i < s.rows; ++i) {
-    const float *x = s.x + i * a.x_row, *w = s.w;
-    float* y = s.y + i * a.y_row;
     const i64 from = -imin(R, s.above + i), to = imin(R, s.below + s.rows - 1 - i), row = i + R + 1;
-    const float* ahead =
-        row <= last ? x + (R + 1) * a.x_row : next.x + (row - last - 1 - imin(R, next.above)) * a.x_row;
-    const float* out = i + 1 < s.rows ? y + a.y_row : next.y;
-    for (i64 n = 0; n < s.vecs; ++n, x += V, y += V, ahead += V, out += V, w += a.slots * V) {
-      Vec<float> acc[TW];
-      const Vec<float> init = vload(w);
+    const float *x = s.x + i * x_row, *out = i + 1 < s.rows ? s.y + (i + 1) * a.y_row : next.y;
+    const float* ahead = row <= last ? x + (R + 1) * x_row : next.x + (row - last - 1 - imin(R, next.above)) * x_row;
+    for (i64 t = 0; t < s.tiles; ++t) {
+      const i64 j = imin(t * TW, a.width - s.left - TW);
+      const bool left = !Whole && s.left + j > 0, right = !Whole && s.left + j + TW < a.width;
+      const float *at = x + j * x_col, *w = s.w;
+      float* y = s.y + i * a.y_row + j * y_col;
+      for (i64 n = 0; n < s.vecs; ++n, at += V, y += V, w += a.slots * V) {
+        Vec<float> acc[TW];
+        const Vec<float> init = vload(w);
+#pragma GCC unroll 16
+        for (int c = 0; c < TW; ++c) acc[c] = init;
+        if (n % kLineVecs == 0) {
+          const float *next_x = ahead + j * x_col + n * V, *next_y = out + j * y_col + n * V;
+#pragma GCC unroll 16
+          for (int c = 0; c < TW; ++c, next_x += x_col) {
+            LK_OPAQUE(next_x);
+            __builtin_prefetch(next_x, 0, 3);
+          }
+          if (!a.past)
+#pragma GCC unroll 16
+            for (int c = 0; c < TW; ++c, next_y += y_col) {
+              LK_OPAQUE(next_y);
+              __builtin_prefetch(next_y, 1, 3);
+            }
+        }
+        const float *line = at + from * x_row - (left ? R * x_col : 0), *taps = w + (1 + (from + R) * K) * V;
+        for (i64 r = from; r <= to; ++r, line += x_row, taps += K * V) {
+          Vec<float> k[K];
 #pragma GCC unroll 8
-      for (int t = 0; t < TW; ++t) acc[t] = init;
-      if (n % kLineVecs == 0)
-#pragma GCC unroll 8
-        for (int t = 0; t < TW; ++t) __builtin_prefetch(ahead + t * x_col, 0, 3);
-      if (n % kLineVecs == 0 && !a.past)
-#pragma GCC unroll 8
-        for (int t = 0; t < TW; ++t) __builtin_prefetch(out + t * y_col, 1, 3);
-      for (i64 r = from; r <= to; ++r)
-        direct_run<K, TW>(acc, x + r * a.x_row, x_col, w + (1 + (r + R) * K) * V, s.left, s.right);
-      float* o = y;
-#pragma GCC unroll 8
-      for (int t = 0; t < TW; ++t, o += y_col) {
-        LK_OPAQUE(o);
+          for (int v = 0; v < K; ++v) k[v] = vload(taps + v * V);
+          const float* p = line;
+          if (left) direct_pixels<K, TW, -R, 0>(acc, p, x_col, k);
+          direct_pixels<K, TW, 0, TW>(acc, p, x_col, k);
+          if (right) direct_pixels<K, TW, TW, TW + R>(acc, p, x_col, k);
+        }
+        float* o = y;
         if (a.past)
-          vstream(o, acc[t]);
+#pragma GCC unroll 16
+          for (int c = 0; c < TW; ++c, o += y_col) {
+            LK_OPAQUE(o);
+            vstream(o, acc[c]);
+          }
         else
-          vstore(o, acc[t]);
+#pragma GCC unroll 16
+          for (int c = 0; c < TW; ++c, o += y_col) {
+            LK_OPAQUE(o);
+            vstore(o, acc[c]);
+          }
       }
     }
   }
 }
 
+inline i64 direct_kernel(const Params& p) {
+  i64 k = 0;
+  for (i64 m = 0; m < p.num_branches; ++m) k = imax(k, p.branches[m].kernel);
+  return k;
+}
+
+// Columns of a tile, 0 if none fits. With 7x7 taps, registers of 64 bytes hold a whole tile's sums and a row of taps.
+inline int direct_tile(i64 kernel, i64 w) {
+  if (kernel == 3 && w >= 7) return w % 8 == 0 || (w % 7 && w > 8) ? 8 : 7;
+  if (kernel != 7 || kVecBytes < 64) return 0;
+  if (w == 7 || w == 8) return static_cast<int>(w);
+  return w % 16 == 0 ? 16 : w % 14 == 0 ? 14 : 0;
+}
+
 inline bool goes_direct(const Params& p, bool input) {
   const Strides &in = input ? p.y : p.x, &out = input ? p.x : p.y;
-  const Branch& b = p.branches[0];
-  return p.layout == Layout::nhwc && p.stride_h == 1 && p.stride_w == 1 && p.num_branches == 1 && b.kernel == 3 &&
-         b.dilation == 1 && b.in_start == 0 && b.out_start == 0 && b.channels == p.c && p.c % kLanes<float> == 0 &&
-         p.w >= 7 && p.n > 0 && p.h > 0 && in.c == 1 && out.c == 1;
+  if (p.layout != Layout::nhwc || p.stride_h != 1 || p.stride_w != 1 || p.c % kLanes<float> != 0 || p.n <= 0 ||
+      p.h <= 0 || in.c != 1 || out.c != 1 || !direct_tile(direct_kernel(p), p.w) ||
+      (p.num_branches > 1 && p.combine != Combine::add))
+    return false;
+  for (i64 m = 0; m < p.num_branches; ++m) {
+    const Branch& b = p.branches[m];
+    if (b.dilation != 1 || b.in_start != 0 || b.out_start != 0 || b.channels != p.c) return false;
+  }
+  return true;
+}
+
+// Kernels of V channels, summed over the branches: what sums start from, then taps.
+inline void direct_pack(const Params& p, const float* w, const float* bias, bool input, i64 kernel, i64 c, float* to) {
+  constexpr int V = kLanes<float>;
+  vstore(to, bias ? vload(bias + c) : Vec<float>{});
+  to += V;
+  const bool sum = p.num_branches > 1;
+  if (sum)
+    for (i64 t = 0; t < kernel * kernel; ++t) vstore(to + t * V, Vec<float>{});
+  for (i64 m = 0; m < p.num_branches; ++m) {
+    const Branch& b = p.branches[m];
+    const int k = static_cast<int>(b.kernel), area = k * k, skip = static_cast<int>(kernel) - k;
+    const float* from = w + b.weight_start + c * area;
+    int slot = skip / 2 * static_cast<int>(kernel + 1), column = 0;
+    for (int t = 0; t < area;) {
+      const int first = t + V <= area ? t : imax(0, area - V), n = imin(V, area - first);
+      Vec<float> v[V];
+#pragma GCC unroll 16
+      for (int l = 0; l < V; ++l) v[l] = n == V ? vload(from + l * area + first) : vload(from + l * area + first, n);
+      transpose(v);
+      alignas(64) float columns[V * V];
+#pragma GCC unroll 16
+      for (int l = 0; l < V; ++l) vstore(columns + l * V, v[l]);
+      for (; t < first + n; ++t) {
+        float* const o = to + (input ? kernel * kernel - 1 - slot : slot) * V;
+        const Vec<float> tap = vload(columns + (t - first) * V);
+        vstore(o, sum ? vload(o) + tap : tap);
+        ++slot;
+        if (++column == k) column = 0, slot += skip;
+      }
+    }
+  }
 }
 
 struct Direct {
@@ -94,13 +167,14 @@ struct Direct {
   const float *x, *w;  // w: packed
   float* y;
   Strides in, out;
-  i64 blocks, strips, tile, tiles;
+  i64 kernel, blocks, strips, tile, tiles, row_tiles;  // row_tiles: of a strip
   Rows rows;
 
-  i64 units() const { return p.n * blocks * strips * tiles; }
+  i64 units() const { return p.n * blocks * strips * (tiles / row_tiles); }
   Strip strip(i64 u) const {
     constexpr i64 V = kLanes<float>;
-    const i64 t = u % tiles, s = u / tiles % strips, b = u / tiles / strips % blocks, n = u / tiles / strips / blocks;
+    const i64 cuts = tiles / row_tiles, t = u % cuts, s = u / cuts % strips, b = u / cuts / strips % blocks,
+              n = u / cuts / strips / blocks;
     const i64 vecs = p.c / V, v0 = vecs * b / blocks, v1 = vecs * (b + 1) / blocks;
     const i64 i0 = p.h * s / strips, i1 = p.h * (s + 1) / strips, j0 = imin(t * tile, p.w - tile);
     return {x + n * in.n + i0 * in.h + j0 * in.w + v0 * V,
@@ -108,46 +182,48 @@ struct Direct {
             y + n * out.n + i0 * out.h + j0 * out.w + v0 * V,
             i1 - i0,
             v1 - v0,
+            row_tiles,
             i0,
             p.h - i1,
-            j0,
-            p.w - j0 - tile};
+            j0};
   }
   void work(i64 from, i64 to) const {
     for (i64 u = from; u < to; ++u) {
       const Strip s = strip(u), next = strip(u + 1 < to ? u + 1 : u);
-      tile == 8 ? direct_strip<3, 8>(rows, s, next) : direct_strip<3, 7>(rows, s, next);
+      if (kernel == 3)
+        tile == 8 ? direct_strip<3, 8, false>(rows, s, next) : direct_strip<3, 7, false>(rows, s, next);
+      if constexpr (kVecBytes == 64)
+        if (kernel == 7) sevens(s, next);
     }
+  }
+  void sevens(const Strip& s, const Strip& next) const {
+    if (tile == 7) return direct_strip<7, 7, true>(rows, s, next);
+    if (tile == 8) return direct_strip<7, 8, true>(rows, s, next);
+    if (tile == 14)
+      return p.w == 14 ? direct_strip<7, 14, true>(rows, s, next) : direct_strip<7, 14, false>(rows, s, next);
+    p.w == 16 ? direct_strip<7, 16, true>(rows, s, next) : direct_strip<7, 16, false>(rows, s, next);
   }
 };
 
 inline int direct(const Params& p, const float* x, const float* w, const float* bias, float* y, bool input) {
-  constexpr i64 V = kLanes<float>, K = 3, kLine = 64 / sizeof(float);
-  const i64 vecs = p.c / V, slots = K * K + 1;
-  const int threads = static_cast<double>(p.n) * p.h * p.w * p.c * K * K < kDirectTeam ? 1 : p.threads;
+  constexpr i64 V = kLanes<float>, kLine = 64 / sizeof(float);
+  const i64 kernel = direct_kernel(p), vecs = p.c / V, slots = kernel * kernel + 1;
+  const int threads = static_cast<double>(p.n) * p.h * p.w * p.c * (slots - 1) < kDirectTeam ? 1 : p.threads;
   const Strides &in = input ? p.y : p.x, &out = input ? p.x : p.y;
   const bool lines = reinterpret_cast<std::uintptr_t>(y) % 64 == 0 && (out.w | out.h | out.n) % kLine == 0;
-  Direct d{p, x, nullptr, y, in, out, 0, 1, 0, 0, {}};
-  d.rows = {in.h, in.w, out.h, out.w, slots, kCanStream && lines && p.n * out.n * 4 >= kDirectPast};
+  Direct d{p, x, nullptr, y, in, out, kernel, 0, 1, direct_tile(kernel, p.w), 0, 1, {}};
+  d.rows = {p.w, in.h, in.w, out.h, out.w, slots, kCanStream && lines && p.n * out.n * 4 >= kDirectPast};
   d.blocks = (p.c * 4 + kDirectBytes - 1) / kDirectBytes;
-  d.tile = p.w % 8 == 0 || (p.w % 7 && p.w > 8) ? 8 : 7;
   d.tiles = (p.w + d.tile - 1) / d.tile;
+  if (p.w * p.c * 4 <= kDirectRow) d.row_tiles = d.tiles;
   while (d.units() % threads && d.units() < 8 * threads && 2 * d.strips <= p.h) d.strips *= 2;
   float* const packed = static_cast<float*>(scratch(static_cast<std::size_t>(vecs * slots * V) * sizeof(float)));
   if (!packed) return out_of_memory;
   d.w = packed;
-  const float* const taps = w + p.branches[0].weight_start;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
 #pragma omp for schedule(static)
-    for (i64 v = 0; v < vecs; ++v) {
-      float* to = packed + v * slots * V;
-      for (i64 l = 0; l < V; ++l) {
-        to[l] = bias ? bias[v * V + l] : 0.0f;
-        const float* from = taps + (v * V + l) * K * K;
-        for (i64 t = 0; t < K * K; ++t) to[(1 + t) * V + l] = from[input ? K * K - 1 - t : t];
-      }
-    }
+    for (i64 v = 0; v < vecs; ++v) direct_pack(p, w, bias, input, kernel, v * V, packed + v * slots * V);
 #pragma omp for schedule(static)
     for (int t = 0; t < threads; ++t) {
       d.work(d.units() * t / threads, d.units() * (t + 1) / threads);
@@ -159,3 +235,4 @@ inline int direct(const Params& p, const float* x, const float* w, const float* 
 
 }  // namespace nhwc
 }  // namespace
+#endif

@@ -61,6 +61,8 @@ struct Band {
 template <int K, int TH, bool Whole, class V>
 LK_HOT void band_column(V (&acc)[TH], const Band& b, const V (&k)[K], const float* x, Mask m) {
   constexpr int R = K / 2;
+  // Tall bands tile a map: beyond them lie as many rows as the kernel reaches, or none.
+  constexpr bool kTall = TH >= 14;
   const i64 step = b.x_row;
   const auto row = [&](int r, const float* at) __attribute__((always_inline)) {
     // What lies between rows may be read, what lies before the first or after the last of them may not.
@@ -77,19 +79,19 @@ LK_HOT void band_column(V (&acc)[TH], const Band& b, const V (&k)[K], const floa
           sum += s * k[u];
       }
   };
-  if constexpr (!Whole)
+  if (!Whole && (!kTall || b.above))
 #pragma GCC unroll 4
     for (int q = R; q > 0; --q)
-      if (b.above >= q) row(-q, x - q * step);
+      if (kTall || b.above >= q) row(-q, x - q * step);
 #pragma GCC unroll 16
   for (int r = 0; r < TH; ++r, x += step) {
     LK_OPAQUE(x);
     row(r, x);
   }
-  if constexpr (!Whole)
+  if (!Whole && (!kTall || b.below))
 #pragma GCC unroll 4
     for (int q = 0; q < R; ++q)
-      if (b.below > q) row(TH + q, x + q * step);
+      if (kTall || b.below > q) row(TH + q, x + q * step);
 }
 
 template <int K, class V>

@@ -51,8 +51,7 @@ inline void merge(float* dst, const Params& p, const float* w, i64 channel, bool
     const __m512 lo = load_some(s, area), hi = area > 16 ? load_some(s + 16, area - 16) : lo;
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q)
-      d[q] = _mm512_add_ps(
-          d[q], _mm512_maskz_permutex2var_ps(to.some[q], lo, _mm512_load_si512(to.tap + 16 * q), hi));
+      d[q] = _mm512_add_ps(d[q], _mm512_maskz_permutex2var_ps(to.some[q], lo, _mm512_load_si512(to.tap + 16 * q), hi));
   }
   if (flip) {
     const __m512i back = _mm512_sub_epi32(_mm512_set1_epi32(16),

@@ -190,8 +190,7 @@ struct Direct {
   void work(i64 from, i64 to) const {
     for (i64 u = from; u < to; ++u) {
       const Strip s = strip(u), next = strip(u + 1 < to ? u + 1 : u);
-      if (kernel == 3)
-        tile == 8 ? direct_strip<3, 8, false>(rows, s, next) : direct_strip<3, 7, false>(rows, s, next);
+      if (kernel == 3) tile == 8 ? direct_strip<3, 8, false>(rows, s, next) : direct_strip<3, 7, false>(rows, s, next);
       if constexpr (kVecBytes == 64)
         if (kernel == 7) sevens(s, next);
     }

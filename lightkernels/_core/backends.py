@@ -2,7 +2,8 @@
 
 A backend of an operator is a module beside it with ``why_not(spec) -> str | None`` and plain functions (``fwd``,
 ``bwd_x``, ``bwd_w``): no autograd and no checks. ``why_not`` is asked in automatic choice, quoted when an explicit
-choice cannot be met, and printed by ``explain``.
+choice cannot be met, and printed by ``explain``. Where ``TAKES_APART`` is true, ``fwd`` also takes a tuple of weights
+in place of the packed one.
 """
 
 from __future__ import annotations
@@ -109,6 +110,10 @@ class Backend:
             return f"never timed near this size on {device} (`lightkernels tune`); backend={self.name!r} takes it"
         best = found.config["backend"]
         return None if best == self.name else f"{best} was faster on {device}; backend={self.name!r} takes it"
+
+    @property
+    def takes_apart(self) -> bool:
+        return bool(getattr(self.module, "TAKES_APART", False))
 
     def function(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(self.module, name)

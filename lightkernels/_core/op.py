@@ -197,7 +197,7 @@ class BilinearOp(Generic[S]):
         if grad and _grad_enabled():
             out: Tensor = self.rules.eager(plan, x, bias, constants, *weights)
             return out
-        packed = weights[0] if len(weights) == 1 else self.pack(weights)
+        packed = weights[0] if len(weights) == 1 else tuple(weights) if plan.apart else self.pack(weights)
         return plan.fwd(plan.spec, x, packed, bias, *constants)
 
     def forget(self) -> None:

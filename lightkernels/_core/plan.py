@@ -13,14 +13,18 @@ LIMIT = 4096
 
 
 class Plan:
-    """A validated call: its Spec, the schema arguments, and the function of each pass with its backend's name."""
+    """A validated call: its Spec, the schema arguments, and the function of each pass with its backend's name.
 
-    __slots__ = ("args", "bwd_w", "bwd_x", "fwd", "names", "spec")
+    ``apart``: whether ``fwd`` also takes several weights as they are, in a tuple.
+    """
+
+    __slots__ = ("apart", "args", "bwd_w", "bwd_x", "fwd", "names", "spec")
 
     def __init__(self, spec: Any, args: tuple[Any, ...], chosen: Mapping[str, _backends.Choice]) -> None:
         self.spec = spec
         self.args = args
         self.names = {kind: choice.backend.name for kind, choice in chosen.items()}
+        self.apart = chosen["fwd"].backend.takes_apart
         self.fwd: Callable[..., Tensor] = chosen["fwd"].backend.function("fwd")
         self.bwd_x: Callable[..., Tensor] = chosen["bwd_x"].backend.function("bwd_x")
         self.bwd_w: Callable[..., Tensor] = chosen["bwd_w"].backend.function("bwd_w")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _COMBINE = {"concat": 0, "add": 1, "cumulative": 2}
+TAKES_APART = True
 _threads = torch.get_num_threads
 
 
@@ -96,7 +97,9 @@ def _native(spec: Spec, kind: str, x: tuple[int, ...], y: tuple[int, ...], usual
     return run
 
 
-def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+def fwd(spec: Spec, x: Tensor, w: Tensor | tuple[Tensor, ...], b: Tensor | None) -> Tensor:
+    if isinstance(w, tuple):
+        return _fwd_apart(spec, x, w, b)
     y = x.new_empty_strided(spec.y_shape, spec.y_stride)
     if spec.empty:
         return y
@@ -107,6 +110,20 @@ def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     w = w.contiguous()
     bias = 0 if b is None else (b := b.contiguous()).data_ptr()
     run(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), _threads())
+    return y
+
+
+def _fwd_apart(spec: Spec, x: Tensor, weights: tuple[Tensor, ...], b: Tensor | None) -> Tensor:
+    y = x.new_empty_strided(spec.y_shape, spec.y_stride)
+    if spec.empty:
+        return y
+    run = spec.cache.get("fwd_apart")
+    if run is None:
+        x = _input(spec, x)
+        run = _native(spec, "fwd_apart", x.stride(), spec.y_stride, spec.x_stride)
+    weights = tuple([w.contiguous() for w in weights])
+    bias = 0 if b is None else (b := b.contiguous()).data_ptr()
+    run(x.data_ptr(), [w.data_ptr() for w in weights], bias, y.data_ptr(), _threads())
     return y
 
 

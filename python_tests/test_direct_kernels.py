@@ -1,0 +1,50 @@
+"""multi_dwconv2d where the native kernels have code of their own for a width, and weights that nobody packed."""
+
+import pytest
+import torch
+
+from lightkernels import multi_dwconv2d
+from lightkernels.ops.multi_dwconv2d import reference
+
+SIZES = ((7, 7), (8, 8), (9, 9), (14, 14), (16, 16), (16, 32), (28, 28), (5, 32))
+KERNELS = ((7,), (3,), (3, 5, 7), (7, 1, 7), (3, 3))
+
+
+def whole(*shape: int) -> torch.Tensor:
+    """Numbers whose sums of products have no rounding."""
+    return torch.randint(-7, 8, shape).float()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_width_exactly(size, kernels, layout):
+    x = whole(2, 144, *size).contiguous(memory_format=layout)
+    weights = [whole(144, 1, k, k) for k in kernels]
+    bias = whole(144)
+    combine = "add" if len(kernels) > 1 else "concat"
+    due = reference.forward(x, weights, bias, combine=combine)
+    assert torch.equal(multi_dwconv2d(x, weights, bias, combine=combine, backend="cpu"), due)
+    x.requires_grad_()
+    y = multi_dwconv2d(x, weights, bias, combine=combine, backend="cpu")
+    assert torch.equal(y, due)
+    g = torch.zeros_like(y).copy_(whole(*y.shape))
+    mine = torch.autograd.grad(y, x, g)[0]
+    theirs = torch.autograd.grad(reference.forward(x, weights, bias, combine=combine), x, g)[0]
+    assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("combine", ["concat", "add", "cumulative"])
+def test_weights_anywhere(combine, dtype):
+    """Far from each other, not contiguous, or a fraction of an element apart."""
+    x, weights = whole(2, 16, 9, 8), [whole(16, 1, k, k) for k in (3, 5, 7)]
+    turned = weights[2].to(dtype).transpose(2, 3).contiguous().transpose(2, 3)
+    buffer = bytearray(weights[1].numel() * dtype.itemsize + 1)
+    odd = torch.frombuffer(buffer, dtype=dtype, offset=1).view_as(weights[1]).copy_(weights[1])
+    for middle in (weights[1].to(dtype), odd):
+        given = [weights[0].to(dtype), middle, turned]
+        for order in ((0, 1, 2), (2, 0, 1)):
+            due = reference.forward(x, [weights[i] for i in order], combine=combine).to(dtype)
+            y = multi_dwconv2d(x.to(dtype), [given[i] for i in order], combine=combine, backend="cpu")
+            assert torch.equal(y, due)

@@ -47,7 +47,7 @@ struct Sparse {
         block((plan.sources * plan.p.taps + 1) * wide),
         bundle(best_bundle(plan)),
         bundles(ceil_div(plan.p.groups, bundle)),
-        by_rows(plan.phases() == 1 && plan.cols.grid % V == 0),
+        by_rows(kByRows<A> && wide != 2 && plan.phases() == 1 && plan.cols.grid % V == 0),
         strip(strip_rows(plan, plan.planes() * plan.sources * bundle * plan.pitch() * static_cast<i64>(sizeof(A)),
                          plan.p.n * bundles)),
         strips(ceil_div(plan.rows.grid, strip)),
@@ -121,6 +121,11 @@ struct Sparse {
     tile.pitch = flat;
     tile.step = by_rows ? g.pitch() : V;
     tile.out_step = by_rows ? row : V;
+    const auto fn = [this](i64 n) {
+      if constexpr (kByRows<A>)
+        if (by_rows) return sparse_rows_fn<A>(wide, n);
+      return sparse_fn<A>(wide, n);
+    };
     A* to = made;
     for (i64 b = b0, end = b0; b < b1; b = end) {
       const i64 group = b / blocks;
@@ -137,7 +142,7 @@ struct Sparse {
             tile.walk = list.walk(g.set_of_channel(group, g.backward ? 0 : o), f, !g.backward || g.one_set_a_group());
             tile.weights = packed + e * block;
             tile.init = tile.weights + block - wide;
-            sparse_fn<A>(wide, n)(tile, x, to + outputs * flat + run * V + at * tile.out_step);
+            fn(n)(tile, x, to + outputs * flat + run * V + at * tile.out_step);
             outputs += smaller(wide, g.outputs - o);
           }
           at += n;

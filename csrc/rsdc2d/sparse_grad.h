@@ -11,12 +11,13 @@ constexpr i64 kParts = 16;  // units of work aimed at; shapes alone decide how s
 template <class T>
 struct SparseGrad {
   using A = Acc<T>;
-  static constexpr int V = kLanes<A>;
+  static constexpr int V = kLanes<A>, L = kSlimBytes / static_cast<int>(sizeof(A));
   const Plan& g;
   const T *grad, *x;
   T* gw;
   i64 bundle, bundles, parts;  // groups staged together; pieces that the batch is cut into
   i64 strip, flat;
+  i64 lanes;  // of a sum: filters by themselves are summed in slim vectors
   Stage<T> stage;
   TermList list;
   A *totals, *grads, *sums, *part;  // sums: of a unit, a vector each
@@ -35,6 +36,7 @@ struct SparseGrad {
             plan, bundle * (plan.planes() * plan.sources + plan.outputs) * plan.pitch() * static_cast<i64>(sizeof(A)),
             i64(1) << 30)),
         flat(round_up(strip * plan.pitch(), V) + V),
+        lanes(plan.one_set_a_group() && plan.outputs > 1 ? V : L),
         stage(plan, plan.sources * bundle, strip, false),
         totals(nullptr),
         grads(nullptr),
@@ -59,7 +61,7 @@ struct SparseGrad {
   void own(Arena& a) {
     stage.take(a, slack());
     grads = a.take<A>(bundle * g.outputs * flat);
-    sums = a.take<A>(bundle * g.outputs * filter() * V);
+    sums = a.take<A>(bundle * g.outputs * filter() * lanes);
     part = a.take<A>(16 * bundle * g.outputs);
   }
 
@@ -92,24 +94,25 @@ struct SparseGrad {
   void unit(i64 u) {
     const i64 q = u % parts, first = u / parts * bundle, groups = smaller(bundle, g.p.groups - first);
     const i64 outputs = groups * g.outputs;
-    clear(sums, outputs * filter() * V);
+    clear(sums, outputs * filter() * lanes);
     for (i64 n = q * g.p.n / parts; n < (q + 1) * g.p.n / parts; ++n)
       for (i64 i0 = 0; i0 < g.rows.grid; i0 += strip) {
         const i64 height = smaller(strip, g.rows.grid - i0);
         const bool more = strip == g.rows.grid && n + 1 < (q + 1) * g.p.n / parts;
         stage.fill(x + n * g.src.n + first * g.sources * g.src.c, groups * g.sources, i0, height, more ? g.src.n : 0);
         fill(grad + n * g.dst.n + first * g.outputs * g.dst.c, outputs, i0, height, more ? g.dst.n : 0);
-        const RunSum<A> run{ceil_div((height - 1) * g.pitch() + g.cols.grid, V), flat, filter()};
+        const RunSum<A> run{ceil_div((height - 1) * g.pitch() + g.cols.grid, V), flat, filter(), lanes};
         for (i64 k = 0; k < groups; ++k)
           for (i64 o = 0, n = 0; o < g.outputs; o += n) {
             const i64 set = g.set_of_channel(first + k, o), at = k * g.outputs + o, left = g.outputs - o;
             n = !g.one_set_a_group() || left == 1 ? 1 : left < 4 ? 2 : 4;
             run_sums<A>(run, n, weight + set * filter(), count[set], stage.data + k * g.sources * stage.channel,
-                        grads + at * flat, sums + at * filter() * V);
+                        grads + at * flat, sums + at * filter() * lanes);
           }
       }
     A* const to = totals + q * total() + first * g.outputs * filter();
-    for (i64 e = 0; e < outputs * filter(); ++e) to[e] = sum_lanes(sums + e * V);
+    for (i64 e = 0; e < outputs * filter(); ++e)
+      to[e] = lanes == L ? sum_lanes<A, L>(sums + e * L) : sum_lanes<A, V>(sums + e * V);
   }
 
   void work() {

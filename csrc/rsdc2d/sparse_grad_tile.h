@@ -16,24 +16,25 @@ struct Weight {
   i64 at, slot;
 };
 
-template <class A>
+template <class A, int L>
 LK_INLINE A sum_lanes(const A* v) {
-  A s[kLanes<A>];
+  A s[L];
   __builtin_memcpy(s, v, sizeof s);
 #pragma GCC unroll 4
-  for (int half = kLanes<A> / 2; half; half /= 2)
+  for (int half = L / 2; half; half /= 2)
 #pragma GCC unroll 8
     for (int i = 0; i < half; ++i) s[i] += s[i + half];
   return s[0];
 }
 template <class A>
 LK_INLINE A sum_lanes(Vec<A> v) {
-  return sum_lanes(reinterpret_cast<const A*>(&v));
+  return sum_lanes<A, kLanes<A>>(reinterpret_cast<const A*>(&v));
 }
 
 template <class A>
 struct RunSum {
   i64 vectors, pitch, step;  // pitch: from one output's gradients to the next's; step: from its sums to the next's
+  i64 lanes;                 // of a sum
 };
 
 // M weights of each of R outputs that share their taps. Every weight has a vector of sums.
@@ -66,7 +67,7 @@ void run_sum(const RunSum<A>& a, const Weight* weight, const A* x, const A* g, A
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      A* const to = sums + (r * a.step + weight[m].slot) * kLanes<A>;
+      A* const to = sums + (r * a.step + weight[m].slot) * a.lanes;
       S sum;
       __builtin_memcpy(&sum, to, sizeof sum);
       sum += acc[r][m];

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -194,6 +195,15 @@ def test_the_command_times_each_call_of_a_network_once_and_saves(monkeypatch, ca
     printed = capsys.readouterr().out
     assert printed.count("rsdc2d n=2 c=8") == 2
     assert str(folder / "rsdc2d.json") in printed
+
+
+def test_of_a_network_only_the_operators_that_are_named():
+    pytest.importorskip("typer")
+    from lightkernels.cli import tune
+
+    options = tune.Options([], [f"{__name__}:network"], "quick", 2, 6, ["float32"], 0, "cpu")
+    for names, count in ([], 4), (["rsdc2d"], 4), (["multi_dwconv2d"], 0):
+        assert len(list(tune.calls(CPU, replace(options, names=names)))) == count
 
 
 def test_every_operator_has_calls_to_tune():

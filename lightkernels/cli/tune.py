@@ -50,7 +50,8 @@ def run(options: Options) -> int:
         out.print("tune is for GPUs: on the CPU, kernels and tiles follow from the sizes of a call", markup=False)
         return 1
     try:
-        return tune(out, device, options, Tuner(clock_of(device), tries=options.tries))
+        with torch.cuda.device(device):  # whose streams the clock's events are on
+            return tune(out, device, options, Tuner(clock_of(device), tries=options.tries))
     except (ValueError, TypeError, ImportError) as error:  # ours say which argument is wrong and how to mend it
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"lightkernels: {error}", markup=False)
         return 1
@@ -78,14 +79,14 @@ def tune(out: Console, device: torch.device, options: Options, tuner: Tuner) -> 
 
 
 def calls(device: torch.device, options: Options) -> Iterator[Call]:
-    """Of the models, if any are named; else the bench cases of the operators."""
-    every = {name: getattr(ops, name).OP for name in operators()}
+    """Of the operators, all unless some are named: in the models, if any are named, else their bench cases."""
+    every = {name: getattr(ops, name).OP for name in options.names or operators()}
     for dtype in (getattr(torch, name) for name in options.dtypes):
         if options.model:
             for name in options.model:
                 yield from _of_network(name, device, dtype, options, list(every.values()))
             continue
-        for op in options.names or every:
+        for op in every:
             cases = [c for c in importlib.import_module(f"lightkernels.ops.{op}.cases").CASES if "bench" in c.tags]
             for case in few(cases) if options.shapes == "quick" else cases:
                 for layout in LAYOUTS:

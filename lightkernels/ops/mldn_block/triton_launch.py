@@ -58,7 +58,7 @@ class Block:
         size = self.m * channels
         if mid is None:
             mid = y.new_empty(spec.mid_shape) if spec.keep else y.new_empty((size,))
-            mid[spec.layers * size :].zero_()  # version 2: what the native backward would read
+            mid[spec.layers * size :].zero_()  # version 2: what the native backward reads, on the CPU alone
         self.mid = mid
         self.size = size if spec.keep else 0
         count = blocks((self.m, self.tiles.bm))
@@ -94,6 +94,13 @@ class Block:
         """Where a layer reads, and appends behind that."""
         at = self.offsets[layer]
         return self.y[:, at:] if at else self.y
+
+    def keep_new(self, layer: int) -> None:
+        """What the k x k of a layer of version 2 made, by the paths that made it, behind the 1x1's results."""
+        spec, width = self.spec, self.spec.widths[layer]
+        made = spec.by_path(self.y)[:, :, width : width + spec.kappa][:, list(spec.destination(layer))].flatten(1, 2)
+        start = spec.layers * self.size + layer * made.numel()
+        self.mid[start : start + made.numel()].view(made.shape).copy_(made)
 
     def middle(self, layer: int) -> Tensor:
         return self.mid[layer * self.size :]
@@ -185,6 +192,7 @@ def fwd(spec: Spec, t: Inputs, y: Tensor) -> Outputs:
     block = Block(spec, t, y)
     stats = [y.new_empty(shape, dtype=spec.acc_dtype) for shape in spec.stats_shapes]
     second, channels, outs = spec.version == 2, spec.paths * spec.mid, spec.paths * spec.kappa
+    keeps = second and spec.keep and spec.device == "cpu"
     if spec.batch_stats:
         first = composite.moments(t.x.to(spec.acc_dtype)).view(2, spec.paths, -1)
         stats[0][:, : spec.starts[1] if second else None].view(2, spec.paths, -1)[:, :, : spec.widths[0]] = first
@@ -196,12 +204,16 @@ def fwd(spec: Spec, t: Inputs, y: Tensor) -> Outputs:
             else:
                 block.pointwise(layer, t.running1, start, width)
             block.spatial(layer, t.running2)
+            if keeps:
+                block.keep_new(layer)
             if second:
                 block.reactivate(layer, t.running3, False)
             continue
         block.pointwise(layer, stats[0], *((start, width) if second else (0, spec.widths[-2])))
         block.finish(stats[1], channels, layer * channels, channels, 0)
         block.spatial(layer, stats[1])
+        if keeps:
+            block.keep_new(layer)
         # Where the next layer's statistics begin, and from one path to the next.
         begin, pitch = (spec.starts[layer + 1], spec.widths[layer + 1]) if second else (0, spec.widths[-2])
         if more:

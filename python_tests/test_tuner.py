@@ -135,6 +135,21 @@ def test_the_fastest_tile_is_found_by_steps_and_taken_afterwards():
     assert call.tiles[-1] == Tile(4, 2)
 
 
+def test_a_tile_of_an_earlier_run_is_kept_if_none_is_faster():
+    call = Tiled()
+
+    def seconds(run):
+        run()
+        return 1.0 if call.tiles[-1] == Tile(64, 4) else 2.0
+
+    known = {"rows": 64, "warps": 4}
+    key = {"c": 8, "dtype": "float32", "kernel": "dot"}
+    tuning.save("op", CPU, [{"pass": "triton fwd", "key": key, "config": known}])
+    entry = Tuner(seconds, tries=4).tile(call, "fwd", Truth([torch.ones(3)], 1e-6))
+    assert entry is not None
+    assert (entry["config"], entry["us"]) == (known, 1e6)
+
+
 def test_tries_bound_the_tiles_that_are_timed():
     call = Tiled()
     entry = Tuner(lambda run: (run(), 1.0)[1], tries=3).tile(call, "fwd", Truth([torch.ones(3)], 1e-6))

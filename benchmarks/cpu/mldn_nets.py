@@ -97,8 +97,10 @@ class Grouped(nn.Module):
         for source, norms, convs in zip(self.sources, self.norms, self.convs, strict=True):
             (first, second), (one, three) = norms, convs  # type: ignore[misc]
             h = three(second(one(first(x).relu())).relu())
-            parts = (x.unflatten(1, (self.paths, -1)), h.unflatten(1, (self.paths, -1))[:, source])
-            x = torch.cat(parts, 2).flatten(1, 2)
+            # Not h[:, source]: on two threads what torch.compile makes of its gradient writes beyond its memory.
+            fresh = h.unflatten(1, (self.paths, -1))
+            exchanged = torch.stack([fresh[:, p] for p in source], 1)
+            x = torch.cat((x.unflatten(1, (self.paths, -1)), exchanged), 2).flatten(1, 2)
         return x
 
 

@@ -103,7 +103,6 @@ PRESETS = {
         freeze_epochs=6,
         finetune_epochs=20,
         gate_step=16,
-        gate_dtype="auto",
         lr=0.05,
         finetune_lr=0.05,
         # Operators with a residual of their own end in no norm: random paths through many of them diverge without.

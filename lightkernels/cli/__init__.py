@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def interrupted() -> int:
+    # An interrupt that passed through the exec of a text, as imports of dataclasses run, makes Python end by the signal
+    # whatever the exit code; the next such exec makes it forget that.
+    exec("")
     print("\nlightkernels: interrupted; no file is half-written", file=sys.stderr)
     return INTERRUPTED
 

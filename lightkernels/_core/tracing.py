@@ -10,6 +10,11 @@ import torch
 state = torch._C._get_tracing_state
 
 
+def recording() -> bool:
+    """Whether the calls made now are written down: by torch.jit.trace or by torch.compile."""
+    return bool(torch.compiler.is_compiling()) or state() is not None
+
+
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
     """Inside, sizes are plain numbers again."""

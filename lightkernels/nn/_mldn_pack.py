@@ -95,7 +95,7 @@ class Masks:
 
     def of(self, layers: Sequence[LearnedGroupConv2d | SparseFeatureReactivation], dtype: torch.dtype) -> Tensor:
         masks: list[Any] = [layer._buffers["mask"] for layer in layers]
-        if torch.compiler.is_compiling() or tracing.state() is not None:
+        if tracing.recording():
             return self._make(layers, dtype)
         factor = self.factor
         same = factor is not None and factor.dtype is dtype and len(masks) == len(self.known)

@@ -234,7 +234,7 @@ class MLDNBlock(Condensable):
     def _taps(self, convs: list[Any]) -> Tensor:
         """All sets, packed; kept while they are the same, so that their values are not read in every call."""
         taps = [c._buffers["taps"] for c in convs]
-        if torch.compiler.is_compiling() or tracing.state() is not None:
+        if tracing.recording():
             return torch.cat(taps)
         known = self._known_taps
         if known is None or any(a is not t or v != t._version for t, (a, v) in zip(taps, known[0], strict=True)):

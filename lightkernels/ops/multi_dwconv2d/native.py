@@ -98,32 +98,23 @@ def _native(spec: Spec, kind: str, x: tuple[int, ...], y: tuple[int, ...], usual
 
 
 def fwd(spec: Spec, x: Tensor, w: Tensor | tuple[Tensor, ...], b: Tensor | None) -> Tensor:
+    y = x.new_empty_strided(spec.y_shape, spec.y_stride)
+    if spec.empty:
+        return y
+    kind = "fwd_apart" if isinstance(w, tuple) else "fwd"
+    run = spec.cache.get(kind)
+    if run is None:
+        x = _input(spec, x)
+        run = _native(spec, kind, x.stride(), spec.y_stride, spec.x_stride)
+    weights: int | list[int]
     if isinstance(w, tuple):
-        return _fwd_apart(spec, x, w, b)
-    y = x.new_empty_strided(spec.y_shape, spec.y_stride)
-    if spec.empty:
-        return y
-    run = spec.cache.get("fwd")
-    if run is None:
-        x = _input(spec, x)
-        run = _native(spec, "fwd", x.stride(), spec.y_stride, spec.x_stride)
-    w = w.contiguous()
+        w = tuple([one.contiguous() for one in w])
+        weights = [one.data_ptr() for one in w]
+    else:
+        w = w.contiguous()
+        weights = w.data_ptr()
     bias = 0 if b is None else (b := b.contiguous()).data_ptr()
-    run(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), _threads())
-    return y
-
-
-def _fwd_apart(spec: Spec, x: Tensor, weights: tuple[Tensor, ...], b: Tensor | None) -> Tensor:
-    y = x.new_empty_strided(spec.y_shape, spec.y_stride)
-    if spec.empty:
-        return y
-    run = spec.cache.get("fwd_apart")
-    if run is None:
-        x = _input(spec, x)
-        run = _native(spec, "fwd_apart", x.stride(), spec.y_stride, spec.x_stride)
-    weights = tuple([w.contiguous() for w in weights])
-    bias = 0 if b is None else (b := b.contiguous()).data_ptr()
-    run(x.data_ptr(), [w.data_ptr() for w in weights], bias, y.data_ptr(), _threads())
+    run(x.data_ptr(), weights, bias, y.data_ptr(), _threads())
     return y
 
 

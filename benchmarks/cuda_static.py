@@ -87,7 +87,12 @@ def rows(file: Path, target: str, folder: Path) -> list[dict[str, object]]:
         loop, products = product_loop(code)
         kernel = short(name)
         used = usage[name]
-        row: dict[str, object] = {"file": file.name, "kernel": kernel, "target": target, "registers": used["REG"]}
+        row: dict[str, object] = {
+            "file": f"{file.parent.name}/{file.name}",
+            "kernel": kernel,
+            "target": target,
+            "registers": used["REG"],
+        }
         row |= {"spills": int(used["LOCAL"]) + counts["LDL"] + counts["STL"], "instructions": len(code)}
         row |= {op: counts[op] for op in COUNTED}
         an_output = f"{loop * 32 / MMA_OUTPUTS:.1f}" if kernel.startswith("MmaConv") and loop else ""
@@ -110,7 +115,8 @@ def main() -> None:
             for target in options.target:
                 found = rows(file, target, Path(folder))
                 writer.writerows(found)
-                print(f"{file.name} {target}: {len(found)} kernels, spills {sum(int(str(r['spills'])) for r in found)}")
+                spills = sum(int(str(r["spills"])) for r in found)
+                print(f"{file.parent.name}/{file.name} {target}: {len(found)} kernels, spills {spills}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import torch
 import lightkernels
 from lightkernels import BackendUnavailable, explain, multi_dwconv2d, use_backend
 from lightkernels._core import backends, plan
+from lightkernels.ops.condensed_conv2d import OP as CONDENSED
 from lightkernels.ops.multi_dwconv2d import OP
-from lightkernels.ops.rsdc2d import OP as RSDC
 
 NAMES = ("cuda", "cpu", "triton", "torch", "reference")
 X, W = torch.randn(2, 3, 7, 5), torch.randn(3, 1, 3, 3)
@@ -127,15 +127,19 @@ def test_explicit_choice_never_falls_back():
 
 
 def test_backend_that_the_operator_lacks():
-    assert "cuda" not in RSDC.backends
-    taps = torch.arange(9)[None]
+    assert "cuda" not in CONDENSED.backends
+    index = torch.arange(3)[None]
 
     def call(backend=None):
-        return lightkernels.rsdc2d(X, torch.randn(3, 3, 9), taps, kernel_size=3, backend=backend)
+        scale = torch.ones(3)
+        return lightkernels.condensed_conv2d(X, torch.randn(3, 3), index, scale, scale, backend=backend)
 
-    with pytest.raises(BackendUnavailable, match=r"^rsdc2d: backend 'cuda' is not implemented for this op"):
+    with pytest.raises(BackendUnavailable, match=r"^condensed_conv2d: backend 'cuda' is not implemented for this op"):
         call("cuda")
-    with use_backend("cuda"), pytest.raises(BackendUnavailable, match=r"^rsdc2d: backend 'cuda' is not implemented"):
+    with (
+        use_backend("cuda"),
+        pytest.raises(BackendUnavailable, match=r"^condensed_conv2d: backend 'cuda' is not implemented"),
+    ):
         call()
 
 

@@ -1,4 +1,4 @@
-"""The native CUDA kernels without a GPU: the very kernels and launchers, run lane by lane on the CPU (cuda_host)."""
+"""multi_dwconv2d's native CUDA kernels without a GPU: the very kernels and launchers, lane by lane on the CPU."""
 
 import csv
 import mmap
@@ -11,7 +11,7 @@ import torch
 from checks import parity
 from checks.target import Target
 from lightkernels import exact_nonfinite, explain, multi_dwconv2d
-from lightkernels.ops.multi_dwconv2d import cuda
+from lightkernels._core import cuda_host as core
 from lightkernels.testing import assert_same_bits
 
 if cuda_host.compiler() is None:
@@ -24,15 +24,9 @@ STRUCT = re.compile(r"^struct (\w+) \{\n(?:#if.*\n)?  static constexpr int k(?:T
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    return cuda_host.build(base.parent if "popen" in base.name else base)
-
-
 @pytest.fixture
-def module(library):
-    with cuda_host.device(cuda_host.Module(library)) as module:
+def module(tmp_path_factory):
+    with cuda_host.device(cuda_host.Module(cuda_host.library(tmp_path_factory))) as module:
         yield module
 
 
@@ -123,13 +117,13 @@ def test_refusals(module, monkeypatch):
     many = explain(multi_dwconv2d, x, [torch.randn(1, 1, 1, 1)] * 17)
     assert many.reasons["cuda"] == "17 branches; the kernels take up to 16"
     monkeypatch.setattr(module, "image_arch", lambda device: "no kernel image is available")
-    cuda._image.cache_clear()
+    core._image.cache_clear()
     told = explain(multi_dwconv2d, x, [torch.randn(1, 1, 3, 3)])
     assert told.reasons["cuda"] == "lightkernels._cuda does not run on this device: no kernel image is available"
-    cuda._image.cache_clear()
-    monkeypatch.setattr(cuda, "_current_device", lambda: -1)
+    core._image.cache_clear()
+    monkeypatch.setattr(core, "current_device", lambda: -1)
     assert explain(multi_dwconv2d, x, [torch.randn(1, 1, 3, 3)]).reasons["cuda"] == "there is no CUDA device"
-    cuda._image.cache_clear()
+    core._image.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
@@ -214,8 +208,8 @@ def test_the_emulator_shows_a_missing_barrier(module):
 def test_the_committed_figures_are_of_kernels_that_do_not_spill():
     lines = [line for line in STATIC.read_text().splitlines() if not line.startswith("#")]
     rows = list(csv.DictReader(lines))
-    kernels = {row["kernel"].partition("<")[0] for row in rows}
-    named = {m for p in (cuda_host.CSRC / "multi_dwconv2d").glob("cuda*.cuh") for m in STRUCT.findall(p.read_text())}
+    kernels = {(row["file"].partition("/")[0], row["kernel"].partition("<")[0]) for row in rows}
+    named = {(p.parent.name, m) for p in cuda_host.CSRC.glob("*/cuda*.cuh") for m in STRUCT.findall(p.read_text())}
     assert kernels == named
     assert {row["target"] for row in rows} == {"sm_80", "sm_90a", "sm_100"}
     assert {row["spills"] for row in rows} == {"0"}

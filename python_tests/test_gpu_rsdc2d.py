@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 
 import pytest
 import torch
 
 import lightkernels
 from lightkernels import rsdc2d
+from lightkernels._core import native
 from lightkernels._core.taps import draw
 from lightkernels.ops.rsdc2d import reference
 from lightkernels.testing import assert_accurate, assert_keeps_layout, assert_same_bits, poisoned
@@ -17,6 +19,7 @@ from lightkernels.testing import assert_accurate, assert_keeps_layout, assert_sa
 pytestmark = pytest.mark.gpu
 
 DEVICE, BACKEND = "cuda", "triton"
+BACKENDS = ("triton", "cuda")
 SEED = int(os.environ.get("LIGHTKERNELS_TEST_SEED") or random.SystemRandom().randrange(2**31))
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -37,9 +40,12 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, params=BACKENDS)
 def fresh(request, seed, monkeypatch):
     """After the suite's own seed: values that no earlier run has seen. The reference computes float32 in float32."""
+    if request.param == "cuda" and native.load("_cuda")[0] is None:
+        pytest.skip(f"no CUDA module: {native.load('_cuda')[1]}")
+    monkeypatch.setattr(sys.modules[__name__], "BACKEND", request.param)
     torch.manual_seed(SEED)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     request.node.add_report_section("setup", "LIGHTKERNELS_TEST_SEED", str(SEED))

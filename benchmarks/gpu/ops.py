@@ -11,14 +11,13 @@ import torch
 
 from gpu import mldn, mldn_ops, plan, rsdc, rsdc_ops
 from gpu.device import Device, take_turns
-from gpu.plan import DTYPES, Group, shrunk
+from gpu.plan import DTYPES, OURS, Group, shrunk
 from lightkernels._core import measure
 from lightkernels.ops.multi_dwconv2d import baselines
 from lightkernels.testing import poisoned
 
 Record = dict[str, Any]
 LARGE = 2e9
-OURS = {"triton": "lightkernels", "cuda": "lightkernels cuda"}  # backend: name in the records
 FIRST = 20  # groups of multi_dwconv2d before those of the other operators
 ESSENTIAL = ("eager", "grouped", "merged", "masked", "3x3")
 UNCHECKED = ("3x3",)  # another function of the same price

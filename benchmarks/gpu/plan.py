@@ -24,6 +24,7 @@ SHAPES = {
     "S5": (256, 384, 14, 14, 1),
     "S6": (256, 960, 7, 7, 1),
 }
+OURS = {"triton": "lightkernels", "cuda": "lightkernels cuda"}  # backend: name in the records
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
 
 

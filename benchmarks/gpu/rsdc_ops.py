@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gpu.device import Device
-from gpu.plan import DTYPES
+from gpu.plan import DTYPES, OURS
 from gpu.rsdc import TAPS, RsdcGroup
 from lightkernels._core import measure
 from lightkernels._core.taps import draw
@@ -42,7 +42,12 @@ def tensors(group: RsdcGroup, device: Device) -> tuple[torch.Tensor, list[torch.
 
 def ours(group: RsdcGroup, device: Device) -> list[measure.Entry]:
     k, count = group.window
-    return baselines.ours(taps_of(group, device), k, groups=count, backend="reference" if device.dry else "triton")
+    taps = taps_of(group, device)
+    return [
+        entry
+        for backend, name in OURS.items()
+        for entry in baselines.ours(taps, k, groups=count, backend="reference" if device.dry else backend, name=name)
+    ]
 
 
 def others(group: RsdcGroup, device: Device, compile: bool = False) -> list[measure.Entry]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lightkernels import multi_dwconv2d
+from lightkernels import multi_dwconv2d, rsdc2d
+from lightkernels._core.taps import draw
 
 CALLS = (
     ((3, 2, 9, 20), (3, 5, 7), {}),
@@ -14,10 +15,32 @@ CALLS = (
     ((2, 35, 19, 36), (3, 7), {"stride": 2}),
     ((2, 3, 9, 9), (3, 3), {"dilations": (1, 2)}),
 )
+# shape, filters, window, kind of sets, keyword arguments
+RSDC = (
+    ((2, 16, 9, 11), 24, 5, "layer", {}),
+    ((2, 64, 9, 7), 80, 7, "group", {"groups": 2, "stride": 2}),
+    ((1, 96, 13, 12), 96, 5, "layer", {"dilation": 2}),
+    ((2, 6, 9, 8), 12, 5, "filter", {"groups": 2, "stride": (1, 2)}),
+)
+
+
+def rsdc() -> int:
+    count = 0
+    for shape, filters, k, scope, kwargs in RSDC:
+        groups = kwargs.get("groups", 1)
+        for dtype in (torch.bfloat16, torch.float32):
+            for form in (torch.contiguous_format, torch.channels_last):
+                x = torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=form).requires_grad_()
+                w = torch.randn(filters, shape[1] // groups, 9, device="cuda").to(dtype).requires_grad_()
+                taps = draw({"layer": 1, "group": groups, "filter": filters}[scope], 9, k, device="cuda")
+                y = rsdc2d(x, w, taps, kernel_size=k, **kwargs, backend="cuda")
+                torch.autograd.grad(y, [x, w], torch.ones_like(y))
+                count += 1
+    return count
 
 
 def main() -> None:
-    count = 0
+    count = rsdc()
     for shape, kernels, kwargs in CALLS:
         for dtype in (torch.bfloat16, torch.float32):
             for form in (torch.contiguous_format, torch.channels_last):

@@ -36,7 +36,7 @@ struct GenericFwd {
     const Problem& p = a.p;
     const i64 index = block_x() * kThreads + tid();
     if (index >= static_cast<i64>(p.n) * p.c * p.ho * p.wo) return;
-    const Place o = place(p.layout, index, p.c, p.ho, p.wo);
+    const Place o = place(p.layout == Layout::nhwc, index, p.c, p.ho, p.wo);
     const T* x = a.x + o.n * p.x.n + o.c * p.x.c;
     T* y = a.y + at(p.y, o.n, 0, o.i, o.j);
     Acc<T> sum = 0;
@@ -76,7 +76,7 @@ struct GenericBwdX {
     const Problem& p = a.p;
     const i64 index = block_x() * kThreads + tid();
     if (index >= static_cast<i64>(p.n) * p.c * p.h * p.w) return;
-    const Place o = place(p.layout, index, p.c, p.h, p.w);
+    const Place o = place(p.layout == Layout::nhwc, index, p.c, p.h, p.w);
     Acc<T> sum = 0;
     for (int m = 0; m < p.branches; ++m) {
       const Branch& b = p.branch[m];

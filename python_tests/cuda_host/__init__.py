@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -17,8 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
+from lightkernels._core import cuda_host as core
 from lightkernels._core import native
-from lightkernels.ops.multi_dwconv2d import OP, cuda
+from lightkernels.ops import multi_dwconv2d, rsdc2d
 
 CSRC = Path(__file__).parents[2] / "csrc"
 # A misaligned vector, which a device refuses, and an index outside an array of registers end the process here.
@@ -45,18 +49,24 @@ def compiler() -> str | None:
 
 
 def sources() -> list[Path]:
-    return [*sorted(CSRC.glob("multi_dwconv2d/cuda*.cu")), Path(__file__).with_name("host.cpp")]
+    return [*sorted(CSRC.glob("*/cuda*.cu")), *sorted(Path(__file__).parent.glob("*.cpp"))]
 
 
+def library(factory: pytest.TempPathFactory) -> Path:
+    """The shared library, compiled once for all processes of a test run."""
+    base = factory.getbasetemp()
+    return build(base.parent if "popen" in base.name else base)
+
+
+@functools.cache
 def build(folder: Path) -> Path:
-    """The shared library, compiled once for all processes that share a folder."""
-    texts = [p.read_bytes() for p in sorted(CSRC.rglob("*")) if p.suffix in (".h", ".cu", ".cuh")]
-    digest = hashlib.sha256(b"".join([*texts, Path(__file__).with_name("host.cpp").read_bytes()])).hexdigest()[:16]
+    texts = [p for p in sorted(CSRC.rglob("*")) if p.suffix in (".h", ".cu", ".cuh")]
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in [*texts, *sources()])).hexdigest()[:16]
     library = folder / f"cuda_host_{digest}.so"
     with (folder / "cuda_host.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
-            objects = [folder / f"{source.stem}.o" for source in sources()]
+            objects = [folder / f"{source.parent.name}_{source.stem}.o" for source in sources()]
             flags = [f for f in FLAGS if f != "-shared"]
             made = [
                 subprocess.Popen([compiler(), *flags, "-c", "-x", "c++", str(source), "-o", str(target)])
@@ -77,7 +87,8 @@ class Module:
     def __init__(self, library: Path) -> None:
         self.c = ctypes.CDLL(str(library))
         self.c.lk_plan.restype = ctypes.c_void_p
-        self.c.lk_work_size.restype = ctypes.c_int64
+        self.c.lk_rsdc_plan.restype = ctypes.c_void_p
+        self.c.lk_work_size.restype = self.c.lk_rsdc_work_size.restype = ctypes.c_int64
         for name in ("lk_kernels", "lk_fault", "lk_launches"):
             getattr(self.c, name).restype = ctypes.c_char_p
         self.MULTI_DWCONV2D_BRANCHES = self.c.lk_branches()
@@ -92,13 +103,13 @@ class Module:
                 self.common = (ctypes.c_void_p(made), int(exact))
 
             def fwd(self, x: int, w: int, b: int, y: int, stream: int) -> None:
-                module.run("lk_fwd", *self.common, x, w, b, y)
+                module.run("lk_fwd", self.common, x, w, b, y)
 
             def bwd_x(self, g: int, w: int, gx: int, stream: int) -> None:
-                module.run("lk_bwd_x", *self.common, g, w, gx)
+                module.run("lk_bwd_x", self.common, g, w, gx)
 
             def bwd_w(self, g: int, x: int, work: int, gw: int, stream: int) -> None:
-                module.run("lk_bwd_w", *self.common, g, x, work, gw)
+                module.run("lk_bwd_w", self.common, g, x, work, gw)
 
             def work_size(self) -> int:
                 return module.c.lk_work_size(*self.common)
@@ -106,14 +117,35 @@ class Module:
             def kernels(self, kind: int) -> str:
                 return module.c.lk_kernels(*self.common, kind).decode()
 
+        class Rsdc2dPlan:
+            def __init__(self, head: list[int], x: list[int], y: list[int]) -> None:
+                made = module.c.lk_rsdc_plan(_longs(head), _longs(x), _longs(y))
+                self.common = (ctypes.c_void_p(made),)
+
+            def fwd(self, x: int, w: int, b: int, taps: int, work: int, y: int, stream: int) -> None:
+                module.run("lk_rsdc_fwd", self.common, taps, x, w, b, work, y)
+
+            def bwd_x(self, g: int, w: int, taps: int, work: int, gx: int, stream: int) -> None:
+                module.run("lk_rsdc_bwd_x", self.common, taps, g, w, work, gx)
+
+            def bwd_w(self, g: int, x: int, taps: int, work: int, gw: int, stream: int) -> None:
+                module.run("lk_rsdc_bwd_w", self.common, taps, g, x, work, gw)
+
+            def work_size(self, kind: int) -> int:
+                return module.c.lk_rsdc_work_size(*self.common, kind)
+
+            def kernel(self, kind: int) -> int:
+                return module.c.lk_rsdc_kernel(*self.common, kind)
+
         self.MultiDwconv2dPlan = MultiDwconv2dPlan
+        self.Rsdc2dPlan = Rsdc2dPlan
 
     def image_arch(self, device: int) -> int:
         return 90
 
-    def run(self, name: str, plan: Any, exact: int, *addresses: int) -> None:
+    def run(self, name: str, common: tuple[Any, ...], *addresses: int) -> None:
         self.c.lk_reset(int(self.reverse), int(self.dry))
-        error = getattr(self.c, name)(plan, exact, *map(ctypes.c_void_p, addresses))
+        error = getattr(self.c, name)(*common, *map(ctypes.c_void_p, addresses))
         fault = self.c.lk_fault().decode()
         if fault or error:
             raise Fault(fault or f"{name}: error {error}")
@@ -127,14 +159,19 @@ class Module:
 def device(module: Module) -> Iterator[Module]:
     """Inside, backend "cuda" takes CPU tensors and runs them on the emulator."""
     load = native.load
-    kept = {name: getattr(cuda, name) for name in ("DEVICE", "_current_device", "_stream")}
-    OP._memo.clear()
+    kept = {name: getattr(core, name) for name in ("DEVICE", "current_device", "stream")}
+    forget()
     try:
         native.load = lambda name, *needed: (module, None) if name == "_cuda" else load(name, *needed)
-        cuda.DEVICE, cuda._current_device, cuda._stream = "cpu", lambda: 0, lambda device: 0
+        core.DEVICE, core.current_device, core.stream = "cpu", lambda: 0, lambda device: 0
         yield module
     finally:
         native.load = load
         for name, value in kept.items():
-            setattr(cuda, name, value)
-        OP._memo.clear()
+            setattr(core, name, value)
+        forget()
+
+
+def forget() -> None:
+    for op in (multi_dwconv2d.OP, rsdc2d.OP):
+        op._memo.clear()

@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightkernels._core import native
+from lightkernels._core import cuda_host
 from lightkernels._core.triton_host import guard
 from lightkernels.ops.multi_dwconv2d.native import gradient, plan_values, readable, x_copy
 
 if TYPE_CHECKING:
     from lightkernels.ops.multi_dwconv2d.op import Spec
 
-DEVICE = "cuda"
-_SIZE_LIMIT = 2**31 - 1
+PLAN = "MultiDwconv2dPlan"
 
 
 def why_not(spec: Spec) -> str | None:
-    if spec.device != DEVICE:
-        return f"the tensors are on {spec.device}, not on a CUDA device"
-    module, reason = native.load("_cuda", "MultiDwconv2dPlan")
-    if module is None:
-        return reason
-    reason = _no_code(module)
+    reason = cuda_host.unsuited(spec.device, PLAN)
     if reason is not None:
         return reason
-    if len(spec.kernel_sizes) > module.MULTI_DWCONV2D_BRANCHES:
-        return f"{len(spec.kernel_sizes)} branches; the kernels take up to {module.MULTI_DWCONV2D_BRANCHES}"
-    if max(*spec.x_shape, spec.c_out, *spec.kernel_sizes, *spec.dilations, *spec.stride) > _SIZE_LIMIT:
+    most = cuda_host.module(PLAN).MULTI_DWCONV2D_BRANCHES
+    if len(spec.kernel_sizes) > most:
+        return f"{len(spec.kernel_sizes)} branches; the kernels take up to {most}"
+    if max(*spec.x_shape, spec.c_out, *spec.kernel_sizes, *spec.dilations, *spec.stride) > cuda_host.SIZE_LIMIT:
         return "a size above 2**31 - 1"
     return None
-
-
-def _no_code(module: Any) -> str | None:
-    return _image(module, _current_device())
-
-
-@functools.cache
-def _image(module: Any, device: int) -> str | None:
-    """Why the module has no code for a device: its driver's own words."""
-    if device < 0:
-        return "there is no CUDA device"
-    arch = module.image_arch(device)
-    return None if isinstance(arch, int) else f"lightkernels._cuda does not run on this device: {arch}"
-
-
-def _current_device() -> int:
-    return torch.cuda.current_device() if torch.cuda.is_available() else -1
-
-
-def _stream(device: torch.device) -> int:
-    stream: int = torch._C._cuda_getCurrentRawStream(device.index)
-    return stream
 
 
 def config_text(spec: Spec) -> str:
@@ -74,10 +46,8 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
     key = ("cuda", x, y)
     plan = spec.cache.get(key)
     if plan is None:
-        module, reason = native.load("_cuda", "MultiDwconv2dPlan")
-        if module is None:
-            raise RuntimeError(reason)
-        plan = spec.cache[key] = module.MultiDwconv2dPlan(*plan_values(spec, x, y), spec.exact_nonfinite)
+        make = cuda_host.module(PLAN).MultiDwconv2dPlan
+        plan = spec.cache[key] = make(*plan_values(spec, x, y), spec.exact_nonfinite)
     return plan
 
 
@@ -95,7 +65,7 @@ def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     bias = 0 if b is None else (b := b.contiguous()).data_ptr()
     with guard(x.device):
         plan = _plan(spec, x.stride(), spec.y_stride)
-        plan.fwd(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), _stream(x.device))
+        plan.fwd(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), cuda_host.stream(x.device))
     return y
 
 
@@ -106,7 +76,7 @@ def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
     g, w = gradient(spec, g), w.contiguous()
     with guard(g.device):
         plan = _plan(spec, spec.dense_x_stride, g.stride())
-        plan.bwd_x(g.data_ptr(), w.data_ptr(), gx.data_ptr(), _stream(g.device))
+        plan.bwd_x(g.data_ptr(), w.data_ptr(), gx.data_ptr(), cuda_host.stream(g.device))
     return gx
 
 
@@ -118,5 +88,5 @@ def bwd_w(spec: Spec, g: Tensor, x: Tensor) -> Tensor:
     with guard(x.device):
         plan = _plan(spec, x.stride(), g.stride())
         work = x.new_empty(plan.work_size(), dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
-        plan.bwd_w(g.data_ptr(), x.data_ptr(), work.data_ptr(), gw.data_ptr(), _stream(x.device))
+        plan.bwd_w(g.data_ptr(), x.data_ptr(), work.data_ptr(), gw.data_ptr(), cuda_host.stream(x.device))
     return gw

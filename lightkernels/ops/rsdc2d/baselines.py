@@ -18,13 +18,20 @@ Forward = Callable[[Tensor, Sequence[Tensor]], Tensor]
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
-def ours(taps: Tensor, kernel_size: int, stride: int = 1, groups: int = 1, backend: str | None = None) -> list[Entry]:
+def ours(
+    taps: Tensor,
+    kernel_size: int,
+    stride: int = 1,
+    groups: int = 1,
+    backend: str | None = None,
+    name: str = "lightkernels",
+) -> list[Entry]:
     """This package's own function, in both layouts."""
 
     def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         return rsdc2d(x, weights[0], taps, kernel_size=kernel_size, stride=stride, groups=groups, backend=backend)
 
-    return [Entry("lightkernels", layout, forward, ours=True) for layout in LAYOUTS]
+    return [Entry(name, layout, forward, ours=True) for layout in LAYOUTS]
 
 
 def entries(

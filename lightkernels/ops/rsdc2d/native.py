@@ -61,6 +61,13 @@ def config_text(spec: Spec) -> str | None:
     return ", ".join(f"{name} {_WAYS[way]}" for name, way in zip(_PASSES, plan.ways(_threads()), strict=True))
 
 
+def plan_head(spec: Spec) -> list[int]:
+    """All numbers of a plan but strides, in the order of csrc/bindings/rsdc2d_plan.h."""
+    head = [spec.n, spec.c, spec.c_out, spec.h, spec.w, spec.ho, spec.wo, spec.kernel_size]
+    head += [*spec.stride, *spec.padding, *spec.dilation, spec.groups, spec.taps, spec.sets]
+    return [*head, int(spec.layout == "nhwc"), _DTYPES[spec.dtype], int(spec.exact_nonfinite)]
+
+
 def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
     key = (x, y)
     plan = spec.cache.get(key)
@@ -68,10 +75,7 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
         module, reason = native.load("_C", "Rsdc2dPlan")
         if module is None:
             raise RuntimeError(reason)
-        head = [spec.n, spec.c, spec.c_out, spec.h, spec.w, spec.ho, spec.wo, spec.kernel_size]
-        head += [*spec.stride, *spec.padding, *spec.dilation, spec.groups, spec.taps, spec.sets]
-        head += [int(spec.layout == "nhwc"), _DTYPES[spec.dtype], int(spec.exact_nonfinite)]
-        plan = module.Rsdc2dPlan(head, list(x), list(y))
+        plan = module.Rsdc2dPlan(plan_head(spec), list(x), list(y))
         spec.cache[key] = plan
     return plan
 
@@ -82,7 +86,7 @@ def _input(spec: Spec, x: Tensor) -> Tensor:
     return x.new_empty_strided(spec.x_shape, spec.dense_x_stride).copy_(x)
 
 
-def _gradient(spec: Spec, g: Tensor) -> Tensor:
+def gradient(spec: Spec, g: Tensor) -> Tensor:
     stride = g.stride()
     if stride == spec.y_stride or is_dense(g.shape, stride, spec.layout):
         return g
@@ -105,7 +109,7 @@ def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None, taps: Tensor) -> Ten
 def bwd_x(spec: Spec, g: Tensor, w: Tensor, taps: Tensor) -> Tensor:
     if spec.empty:
         return g.new_zeros(spec.x_shape).as_strided(spec.x_shape, spec.dense_x_stride)
-    g, w, taps = _gradient(spec, g), w.contiguous(), taps.contiguous()
+    g, w, taps = gradient(spec, g), w.contiguous(), taps.contiguous()
     gx = _empty(spec.x_shape, spec.dense_x_stride, dtype=spec.dtype, device="cpu")
     plan = _plan(spec, spec.dense_x_stride, g.stride())
     plan.bwd_x(g.data_ptr(), w.data_ptr(), taps.data_ptr(), gx.data_ptr(), _threads())
@@ -115,7 +119,7 @@ def bwd_x(spec: Spec, g: Tensor, w: Tensor, taps: Tensor) -> Tensor:
 def bwd_w(spec: Spec, g: Tensor, x: Tensor, taps: Tensor) -> Tensor:
     if spec.empty:
         return x.new_zeros(spec.weight_shape)
-    g, x, taps = _gradient(spec, g), _input(spec, x), taps.contiguous()
+    g, x, taps = gradient(spec, g), _input(spec, x), taps.contiguous()
     gw = x.new_empty(spec.weight_shape)
     plan = _plan(spec, x.stride(), g.stride())
     plan.bwd_w(g.data_ptr(), x.data_ptr(), taps.data_ptr(), gw.data_ptr(), _threads())

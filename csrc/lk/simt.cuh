@@ -41,7 +41,8 @@ struct Grid {
 };
 
 constexpr int kWarp = 32;
-constexpr int kMaxShared = 48 * 1024;  // what every device gives without being asked
+constexpr int kMaxShared = 48 * 1024;   // what every device gives without being asked
+constexpr int kMostShared = 99 * 1024;  // what every device from sm_80 on gives when it is asked
 
 }  // namespace lk::simt
 
@@ -102,6 +103,15 @@ LK_DEVICE void load_rows2(u32& a, u32& b, const void* row) {
   const u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1},[%2];" : "=r"(a), "=r"(b) : "r"(at) : "memory");
 }
+// Four 8 x 8 matrices: lane l gives the address of row l%8 of matrix l/8 and gets, of each matrix, numbers 2(l%4) and
+// 2(l%4)+1 of row l/4.
+LK_DEVICE void load_rows4(u32 (&r)[4], const void* row) {
+  const u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
 // Four 8 x 8 matrices, transposed: lane l gives the address of row l%8 of matrix l/8 and gets, of each matrix,
 // numbers l/4 of its rows 2(l%4) and 2(l%4)+1.
 LK_DEVICE void load_columns4(u32 (&r)[4], const void* row) {
@@ -117,6 +127,17 @@ LK_DEVICE void load_columns2(u32 (&r)[2], const void* row) {
                : "=r"(r[0]), "=r"(r[1])
                : "r"(at)
                : "memory");
+}
+// 16 aligned bytes into shared memory, zeros where they are not `real`: they are there when the group of copies that
+// this one is closed in has been awaited, and a barrier passed. All but the last kOpen groups are awaited.
+LK_DEVICE void copy_later(void* to, const void* from, bool real) {
+  const u32 at = static_cast<u32>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(at), "l"(from), "r"(real ? 16 : 0) : "memory");
+}
+LK_DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kOpen>
+LK_DEVICE void await_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
 }
 // d[16 x 8] += a[16 x 16] b[16 x 8], products exact, sums in fp32.
 template <class T>
@@ -146,10 +167,15 @@ __global__ void __launch_bounds__(K::kThreads, K::kBlocks) entry(const __grid_co
 // A cudaError_t; 0 is success.
 template <class K>
 int launch(const char*, const Grid& grid, int shared, void* stream, const typename K::Args& args) {
+  const void* kernel = reinterpret_cast<const void*>(&entry<K>);
+  if (shared > kMaxShared) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error) return static_cast<int>(error);
+  }
   void* list[] = {const_cast<typename K::Args*>(&args)};
   const dim3 blocks(static_cast<unsigned>(grid.x), grid.y, grid.z);
-  const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(&entry<K>), blocks, dim3(K::kThreads), list,
-                                             shared, static_cast<cudaStream_t>(stream));
+  const cudaError_t error =
+      cudaLaunchKernel(kernel, blocks, dim3(K::kThreads), list, shared, static_cast<cudaStream_t>(stream));
   return static_cast<int>(error ? error : cudaGetLastError());
 }
 

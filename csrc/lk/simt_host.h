@@ -65,11 +65,41 @@ class Machine {
     return &buffer[(tid / kWarp) * kWarp * kSlot];
   }
 
+  // A copy that has begun: what it writes is spoilt at once and there when its group is awaited, not sooner.
+  void copy_later(void* to, const void* from, bool real) {
+    const auto offset = static_cast<unsigned char*>(to) - shared_.data();
+    const auto addresses = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
+    if (offset < 0 || offset + 16 > static_cast<std::ptrdiff_t>(shared_.size()) || addresses % 16) {
+      fault = "a copy that is not aligned, or out of shared memory";
+      return;
+    }
+    std::memset(to, 0xff, 16);
+    Fiber& me = fibers_[tid];
+    me.copies.push_back({to, real ? from : nullptr, me.group});
+  }
+  void close_copies() { ++fibers_[tid].group; }
+  void await_copies(int open) {
+    Fiber& me = fibers_[tid];
+    std::size_t done = 0;
+    for (; done < me.copies.size() && me.copies[done].group < me.group - open; ++done) {
+      const Copy& one = me.copies[done];
+      one.from ? std::memcpy(one.to, one.from, 16) : std::memset(one.to, 0, 16);
+    }
+    me.copies.erase(me.copies.begin(), me.copies.begin() + done);
+  }
+
   static constexpr int kSlot = 32;
 
  private:
   enum State { kReady, kBlock, kWarpWait, kDone };
+  struct Copy {
+    void* to;
+    const void* from;
+    int group;
+  };
   struct Fiber {
+    std::vector<Copy> copies;
+    int group;
     ucontext_t context;
     jmp_buf resume;
     std::vector<char> stack;
@@ -115,6 +145,8 @@ class Machine {
       f.state = kReady;
       f.started = false;
       f.turn = 0;
+      f.copies.clear();
+      f.group = 0;
     }
     for (;;) {
       int left = 0;
@@ -247,6 +279,17 @@ inline void load_rows2(u32& a, u32& b, const void* row) {
   a = pair_of(all, 0, lane / 4, lane % 4, false);
   b = pair_of(all, 8, lane / 4, lane % 4, false);
 }
+inline void load_rows4(u32 (&r)[4], const void* row) {
+  const int lane = tid() % kWarp;
+  const unsigned char* all = Machine::get().exchange(6, &row, sizeof(row));
+  for (int i = 0; i < 4; ++i) r[i] = pair_of(all, 8 * i, lane / 4, lane % 4, false);
+}
+inline void copy_later(void* to, const void* from, bool real) { Machine::get().copy_later(to, from, real); }
+inline void close_copies() { Machine::get().close_copies(); }
+template <int kOpen>
+inline void await_copies() {
+  Machine::get().await_copies(kOpen);
+}
 inline void load_columns4(u32 (&r)[4], const void* row) {
   const int lane = tid() % kWarp;
   const unsigned char* all = Machine::get().exchange(3, &row, sizeof(row));
@@ -281,7 +324,7 @@ template <class K>
 int launch(const char* name, const Grid& grid, int shared, void*, const typename K::Args& args) {
   Machine& m = Machine::get();
   if (grid.x < 1 || grid.x > 2147483647 || grid.y < 1 || grid.y > 65535 || grid.z < 1 || grid.z > 65535 ||
-      shared > kMaxShared) {
+      shared > kMostShared) {
     m.fault = "a launch beyond the limits of the device";
     return 1;
   }

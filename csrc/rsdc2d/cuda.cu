@@ -3,18 +3,21 @@
 
 namespace lk::rsdc2d::cuda {
 
-Kernel kernel_of(const Params&, Pass) { return Kernel::generic; }
+Kernel kernel_of(const Params& p, Pass pass) { return mma_takes(p, pass) ? Kernel::tensor : Kernel::generic; }
 
 i64 work_size(const Params& p, Pass pass) {
   const i64 sum = p.dtype == DType::f64 ? 8 : 4;
-  return pass == Pass::bwd_w ? generic_parts(p) * weights_of(p) * sum : 0;
+  if (pass == Pass::bwd_w) return generic_parts(p) * weights_of(p) * sum;
+  return mma_takes(p, pass) ? weights_of(p) * 2 : 0;
 }
 
-int fwd(const Params& p, void* stream, const void* x, const void* w, const void* bias, void*, void* y) {
+int fwd(const Params& p, void* stream, const void* x, const void* w, const void* bias, void* work, void* y) {
+  if (mma_takes(p, Pass::fwd)) return mma_conv(p, stream, false, x, w, bias, work, y);
   return generic_fwd(p, stream, x, w, bias, y);
 }
 
-int bwd_x(const Params& p, void* stream, const void* g, const void* w, void*, void* gx) {
+int bwd_x(const Params& p, void* stream, const void* g, const void* w, void* work, void* gx) {
+  if (mma_takes(p, Pass::bwd_x)) return mma_conv(p, stream, true, g, w, nullptr, work, gx);
   return generic_bwd_x(p, stream, g, w, gx);
 }
 

@@ -1,0 +1,89 @@
+#include "rsdc2d/cuda_launch.h"
+#include "rsdc2d/cuda_mma.cuh"
+
+namespace lk::rsdc2d::cuda {
+namespace {
+
+constexpr i64 kGrid = 0x7fffffff;
+
+// Eight numbers of a pixel at once.
+bool eights(const Strides& s) { return s.c == 1 && (s.n | s.h | s.w) % kMmaCopy == 0; }
+
+template <class K>
+int run(const Params& p, MmaArgs& a, void* stream, int columns) {
+  a.tiles = static_cast<int>(ceil_div(a.columns, columns));
+  const i64 pixels = p.n * ceil_div(a.out_h, a.every_h) * ceil_div(a.out_w, a.every_w);
+  const i64 blocks = ceil_div(pixels, K::kM) * a.p.groups * a.tiles;
+  if (blocks > kGrid) return kUnsupported;
+  return launch<K>(a.back ? "mma_back" : "mma_conv", {blocks, 1, a.every_h * a.every_w}, K::shared_bytes(a), stream, a);
+}
+
+// The tile that computes least for the columns, a narrow one's own price included.
+int width_of(i64 columns) {
+  int best = 16;
+  double least = 1e300;
+  for (const auto& [width, price] : {std::pair{128, 1.0}, {64, 1.1}, {32, 1.4}, {16, 2.0}}) {
+    const double cost = static_cast<double>(ceil_div(columns, width) * width) * price;
+    if (cost < least) {
+      least = cost;
+      best = width;
+    }
+  }
+  return best;
+}
+
+template <class T>
+int by_width(const Params& p, MmaArgs& a, void* stream) {
+  switch (width_of(a.columns)) {
+    case 128:
+      return run<MmaConv<T, 128, 128, 64, 64, 4, 2>>(p, a, stream, 128);
+    case 64:
+      return run<MmaConv<T, 128, 64, 32, 64, 4, 3>>(p, a, stream, 64);
+    case 32:
+      return run<MmaConv<T, 128, 32, 32, 32, 4, 4>>(p, a, stream, 32);
+    default:
+      return run<MmaConv<T, 128, 16, 32, 16, 4, 4>>(p, a, stream, 16);
+  }
+}
+
+}  // namespace
+
+bool mma_takes(const Params& p, Pass pass) {
+  if ((p.dtype != DType::bf16 && p.dtype != DType::f16) || p.exact || p.taps > kMmaTaps) return false;
+  if (p.sets != 1 && p.sets != p.groups) return false;
+  const i64 part = p.ci / p.groups, each = p.co / p.groups, depth = pass == Pass::bwd_x ? each : part;
+  if (pass == Pass::bwd_w) return false;
+  if (part % kMmaCopy || each % kMmaCopy || depth % 16 || p.stride_h * p.stride_w > 65535) return false;
+  return eights(pass == Pass::bwd_x ? p.y : p.x);
+}
+
+int mma_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* work,
+             void* out) {
+  MmaArgs a{};
+  a.p = problem_of(p);
+  MmaPack::Args pack{
+      static_cast<const u16*>(w), static_cast<u16*>(work), weights_of(p), a.p.taps, a.p.part, a.p.each, back};
+  if (const int error = launch<MmaPack>("mma_pack", {ceil_div(pack.count, MmaPack::kThreads)}, 0, stream, pack))
+    return error;
+  a.in = static_cast<const u16*>(in);
+  a.w = pack.out;
+  a.bias = static_cast<const u16*>(bias);
+  a.out = static_cast<u16*>(out);
+  a.in_s = back ? p.y : p.x;
+  a.out_s = back ? p.x : p.y;
+  a.in_h = back ? a.p.ho : a.p.h;
+  a.in_w = back ? a.p.wo : a.p.w;
+  a.out_h = back ? a.p.h : a.p.ho;
+  a.out_w = back ? a.p.w : a.p.wo;
+  a.depth = back ? a.p.each : a.p.part;
+  a.columns = back ? a.p.part : a.p.each;
+  a.step_h = back ? 1 : a.p.stride_h;
+  a.step_w = back ? 1 : a.p.stride_w;
+  a.every_h = back ? a.p.stride_h : 1;
+  a.every_w = back ? a.p.stride_w : 1;
+  a.back = back;
+  a.vector = eights(a.out_s) && reinterpret_cast<std::uintptr_t>(out) % 16 == 0;
+  return p.dtype == DType::bf16 ? by_width<bf16>(p, a, stream) : by_width<f16>(p, a, stream);
+}
+
+}  // namespace lk::rsdc2d::cuda

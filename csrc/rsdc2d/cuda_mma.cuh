@@ -1,0 +1,238 @@
+// 16 bit on tensor cores, where the filters of a group share their taps: one matrix product of pixels and filters over
+// taps and channels. A row of the left operand is a pixel's channels at one tap, wherever that tap lies, so nine taps
+// drawn from a large window cost what those of a 3 x 3 cost. The input's gradient is the same product with mirrored
+// taps and the transposed weight, one launch's phases for the pixels that a stride tells apart. A row outside the image
+// is zeros: it meets every weight, and an Inf among the weights shows, as it does in PyTorch.
+#pragma once
+#include "rsdc2d/cuda_args.cuh"
+
+namespace lk::rsdc2d::cuda {
+
+constexpr int kMmaDepth = 32;  // channels of a step, of one tap or two
+constexpr int kMmaTaps = 128;  // most of a set
+constexpr int kMmaCopy = 8;    // numbers copied at once
+constexpr int kMmaChunks = kMmaDepth / kMmaCopy;
+
+// A tap of a phase: the offset to its pixel, and its place in the weight.
+struct MmaTap {
+  i64 offset;
+  int dy, dx, t;
+};
+
+struct MmaArgs {
+  Problem p;
+  const u16 *in, *w, *bias;  // w: [group, column, tap, channel]
+  u16* out;
+  Strides in_s, out_s;
+  int in_h, in_w, out_h, out_w;
+  int depth, columns, tiles;             // of a group: channels summed over, channels computed, tiles of those
+  int step_h, step_w, every_h, every_w;  // pixels between two outputs of a phase: in the input, in the output
+  bool back, vector;                     // vector: eight outputs of a pixel can be written at once
+
+  LK_DEVICE MmaTap tap(i64 cell, int t, int up, int left) const {
+    const Shift s(p, cell);
+    const int y = back ? up - s.dy : s.dy, x = back ? left - s.dx : s.dx;
+    const bool live = s.live && y % every_h == 0 && x % every_w == 0;
+    const int dy = y / every_h, dx = x / every_w;
+    return {dy * in_s.h + dx * in_s.w, dy, dx, live ? t : -1};
+  }
+};
+
+// Where 16 bytes of a row lie: any 8 rows' chunks of one number are in different banks.
+LK_DEVICE int mma_chunk(int row, int chunk) { return row * kMmaDepth + (chunk ^ (row / 2 % kMmaChunks)) * kMmaCopy; }
+
+template <class T, int kM_, int kN_, int kWarpM, int kWarpN, int kStages, int kResident>
+struct MmaConv {
+  static constexpr int kThreads = kM_ / kWarpM * (kN_ / kWarpN) * kWarp, kBlocks = kResident;
+  static constexpr int kM = kM_, kN = kN_, kWarpsN = kN / kWarpN;
+  static constexpr int kStage = (kM + kN) * kMmaDepth, kPitch = kN + 8;
+  static constexpr int kRoom = kStages * kStage > kM* kPitch ? kStages * kStage : kM * kPitch;
+  static constexpr int kPass = kThreads / kMmaChunks;  // rows copied at once
+  static constexpr int kRows = kM / kPass, kColumns = (kN + kPass - 1) / kPass;
+  using Args = MmaArgs;
+
+  static int shared_bytes(const Args& a) {
+    return kRoom * 2 + kM * 8 + a.p.taps * static_cast<int>(sizeof(MmaTap)) + 16;
+  }
+
+  // What a thread copies: one chunk of some rows of both operands, in each step of the next channels or tap.
+  struct Loader {
+    i64 rows[kRows], columns[kColumns];
+    int top[kRows], left[kRows];
+    u32 real;
+    int chunk, first, tap, block;
+
+    LK_DEVICE void load(const Args& a, u16* stage, const MmaTap* table, int count) {
+      const bool more = tap < count;
+      const MmaTap one = more ? table[tap] : MmaTap{0, 0, 0, 0};
+      const int channel = block * 16 + chunk % 2 * kMmaCopy;
+      LK_UNROLL for (int i = 0; i < kRows; ++i) {
+        const bool is = more && (real >> i & 1) && static_cast<u32>(top[i] + one.dy) < static_cast<u32>(a.in_h) &&
+                        static_cast<u32>(left[i] + one.dx) < static_cast<u32>(a.in_w);
+        copy_later(stage + mma_chunk(first + i * kPass, chunk), is ? a.in + rows[i] + one.offset + channel : a.in, is);
+      }
+      LK_UNROLL for (int i = 0; i < kColumns; ++i) {
+        if (kN % kPass && first + i * kPass >= kN) continue;
+        const bool is = more && columns[i] >= 0;
+        copy_later(stage + mma_chunk(kM + first + i * kPass, chunk),
+                   is ? a.w + columns[i] + static_cast<i64>(one.t) * a.depth + channel : a.w, is);
+      }
+      for (block += 2; block >= a.depth / 16; block -= a.depth / 16) ++tap;
+    }
+  };
+
+  using Sums = float[kWarpM / 16][kWarpN / 8][4];
+
+  static LK_DEVICE void multiply_stage(const u16* stage, Sums& sums) {
+    const int lane = tid() % kWarp, warp = tid() / kWarp;
+    const int m0 = warp / kWarpsN * kWarpM, n0 = kM + warp % kWarpsN * kWarpN;
+    LK_UNROLL for (int k = 0; k < kMmaDepth / 16; ++k) {
+      u32 left[kWarpM / 16][4], right[kWarpN / 16][4];
+      LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i)
+          load_rows4(left[i], stage + mma_chunk(m0 + i * 16 + lane % 16, 2 * k + lane / 16));
+      LK_UNROLL for (int j = 0; j < kWarpN / 16; ++j)
+          load_rows4(right[j], stage + mma_chunk(n0 + j * 16 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+      LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i) {
+        LK_UNROLL for (int j = 0; j < kWarpN / 8; ++j) {
+          const u32* r = right[j / 2] + j % 2 * 2;
+          multiply<T>(sums[i][j], left[i][0], left[i][1], left[i][2], left[i][3], r[0], r[1]);
+        }
+      }
+    }
+  }
+
+  static LK_DEVICE void run(const Args& a) {
+    const Problem& p = a.p;
+    u16* stages = reinterpret_cast<u16*>(shared());
+    i64* places = reinterpret_cast<i64*>(stages + kRoom);  // of each row's first output; -1: there is none
+    MmaTap* table = reinterpret_cast<MmaTap*>(places + kM);
+    int* live = reinterpret_cast<int*>(table + p.taps);
+    i64 first = block_x();
+    const int tile = take(first, a.tiles) * kN, group = take(first, p.groups);
+    const int up = block_z() / a.every_w, left = block_z() % a.every_w;
+    const int high = (a.out_h - up + a.every_h - 1) / a.every_h, wide = (a.out_w - left + a.every_w - 1) / a.every_w;
+    const i64 pixels = up < a.out_h && left < a.out_w ? static_cast<i64>(p.n) * high * wide : 0;
+    first *= kM;
+    if (first >= pixels) return;
+
+    // The taps of this phase, in their order.
+    MmaTap* all = reinterpret_cast<MmaTap*>(stages);
+    const i64* cells = p.set_of(group * p.each);
+    for (int t = tid(); t < p.taps; t += kThreads) all[t] = a.tap(cells[t], t, up, left);
+    Loader loader;
+    loader.chunk = tid() % kMmaChunks;
+    loader.first = tid() / kMmaChunks;
+    loader.tap = loader.chunk / 2 / (a.depth / 16);
+    loader.block = loader.chunk / 2 % (a.depth / 16);
+    loader.real = 0;
+    LK_UNROLL for (int i = 0; i < kRows; ++i) {
+      const int row = loader.first + i * kPass;
+      i64 n = first + row;
+      const bool real = n < pixels;
+      if (!real) n = 0;
+      const int q = take(n, wide), r = take(n, high);
+      loader.real |= static_cast<u32>(real) << i;
+      loader.top[i] = r * a.step_h;
+      loader.left[i] = q * a.step_w;
+      loader.rows[i] =
+          n * a.in_s.n + loader.top[i] * a.in_s.h + loader.left[i] * a.in_s.w + static_cast<i64>(group) * a.depth;
+      if (loader.chunk == 0)
+        places[row] = real ? n * a.out_s.n + (static_cast<i64>(r) * a.every_h + up) * a.out_s.h +
+                                 (static_cast<i64>(q) * a.every_w + left) * a.out_s.w +
+                                 static_cast<i64>(group) * a.columns * a.out_s.c
+                           : -1;
+    }
+    LK_UNROLL for (int i = 0; i < kColumns; ++i) {
+      const int column = tile + loader.first + i * kPass;
+      loader.columns[i] = column < a.columns ? (static_cast<i64>(group) * a.columns + column) * p.taps * a.depth : -1;
+    }
+    sync();
+    for (int t = tid(); t < p.taps; t += kThreads) {
+      int before = 0;
+      for (int s = 0; s < t; ++s) before += all[s].t >= 0;
+      if (all[t].t >= 0) table[before] = all[t];
+      if (t + 1 == p.taps) *live = before + (all[t].t >= 0);
+    }
+    sync();
+
+    Sums sums;
+    LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i) {
+      LK_UNROLL for (int j = 0; j < kWarpN / 8; ++j) { LK_UNROLL for (int e = 0; e < 4; ++e) sums[i][j][e] = 0; }
+    }
+    const int count = *live, steps = (count * (a.depth / 16) + 1) / 2;
+    for (int s = 0; s < kStages - 1; ++s) {
+      if (s < steps) loader.load(a, stages + s * kStage, table, count);
+      close_copies();
+    }
+    for (int step = 0; step < steps; ++step) {
+      await_copies<kStages - 2>();
+      sync();  // the step's numbers are there for all, and the stage before it has been read
+      if (step + kStages - 1 < steps) loader.load(a, stages + (step + kStages - 1) % kStages * kStage, table, count);
+      close_copies();
+      multiply_stage(stages + step % kStages * kStage, sums);
+    }
+    await_copies<0>();
+    sync();
+    store(a, sums, stages, places, tile, static_cast<i64>(group) * a.columns);
+  }
+
+  // Through shared memory, so that a pixel's outputs are written side by side.
+  static LK_DEVICE void store(const Args& a, const Sums& sums, u16* rows, const i64* places, int tile, i64 channel) {
+    const int lane = tid() % kWarp, warp = tid() / kWarp;
+    LK_UNROLL for (int j = 0; j < kWarpN / 8; ++j) {
+      const int column = warp % kWarpsN * kWarpN + j * 8 + lane % 4 * 2;
+      const bool biased = a.bias && tile + column < a.columns;
+      const u16* bias = a.bias + (biased ? channel + tile + column : 0);
+      const float one = biased ? to_acc(T{bias[0]}) : 0, two = biased ? to_acc(T{bias[1]}) : 0;
+      LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i) {
+        LK_UNROLL for (int half = 0; half < 2; ++half) {
+          const int row = warp / kWarpsN * kWarpM + i * 16 + half * 8 + lane / 4;
+          const u32 lo = from_acc<T>(sums[i][j][2 * half] + one).bits;
+          const u32 hi = from_acc<T>(sums[i][j][2 * half + 1] + two).bits;
+          *reinterpret_cast<u32*>(rows + row * kPitch + column) = lo | hi << 16;
+        }
+      }
+    }
+    sync();
+    if (a.vector) {
+      for (int item = tid(); item < kM * (kN / 8); item += kThreads) {
+        const int row = item / (kN / 8), column = item % (kN / 8) * 8;
+        if (places[row] >= 0 && tile + column < a.columns)
+          *reinterpret_cast<Quad*>(a.out + places[row] + tile + column) =
+              *reinterpret_cast<const Quad*>(rows + row * kPitch + column);
+      }
+      return;
+    }
+    for (int item = tid(); item < kM * kN; item += kThreads) {
+      const int row = item % kM, column = item / kM;
+      if (places[row] >= 0 && tile + column < a.columns)
+        a.out[places[row] + (tile + column) * a.out_s.c] = rows[row * kPitch + column];
+    }
+  }
+};
+
+// The weight as the products read it, [group, column, tap, channel]; `back`: a column is a channel of x.
+struct MmaPack {
+  static constexpr int kThreads = 256, kBlocks = 4;
+  struct Args {
+    const u16* w;
+    u16* out;
+    i64 count;
+    int taps, part, each;
+    bool back;
+  };
+  static LK_DEVICE void run(const Args& a) {
+    const i64 index = block_x() * kThreads + tid();
+    if (index >= a.count) return;
+    i64 row = index;
+    const int k = take(row, a.back ? a.each : a.part), t = take(row, a.taps);
+    if (a.back) {
+      const int c = take(row, a.part);
+      a.out[index] = a.w[((row * a.each + k) * a.part + c) * a.taps + t];
+    } else {
+      a.out[index] = a.w[(row * a.part + k) * a.taps + t];
+    }
+  }
+};
+
+}  // namespace lk::rsdc2d::cuda

@@ -34,6 +34,20 @@ def test_every_width_exactly(size, kernels, layout):
     assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("combine", ["concat", "cumulative"])
+@pytest.mark.parametrize("shape", [(4, 48, 28, 28), (1, 17, 33, 20), (16, 64, 16, 16), (2, 40, 9, 48), (40, 48, 7, 7)])
+def test_several_planes_of_each_exactly(shape, combine):
+    """Maps of one row or several at once, of outputs that stay in the caches or go past them."""
+    x, weights = whole(*shape), [whole(shape[1], 1, k, k) for k in (3, 5, 7)]
+    bias = whole(3 * shape[1])
+    x.requires_grad_()
+    due = reference.forward(x, weights, bias, combine=combine)
+    y = multi_dwconv2d(x, weights, bias, combine=combine, backend="cpu")
+    assert torch.equal(y, due)
+    g = whole(*y.shape)
+    assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(due, x, g)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("combine", ["concat", "add", "cumulative"])
 def test_weights_anywhere(combine, dtype):

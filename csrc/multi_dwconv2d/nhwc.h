@@ -24,16 +24,27 @@ inline int groups(const Params& p) {
 
 enum class Task { forward, input, weight };
 
+// Whether transposing pays on maps of rows of a vector or more, where several planes are read for one that is written
+// or the reverse. Measured: rows that nearly fill their vectors are as fast as they are; planes a page apart meet in a
+// few sets of the caches.
+template <class T>
+bool takes_wide(const Params& p) {
+  i64 reach = 0;
+  for (i64 m = 0; m < p.num_branches; ++m) reach = imax(reach, p.branches[m].dilation * (p.branches[m].kernel / 2));
+  return kVecBytes == 64 && p.w <= 60 && p.w % 16 != 15 && p.h * p.w * static_cast<i64>(sizeof(T)) % 2048 != 0 &&
+         (p.w <= 16 || reach <= 4);
+}
+
 // Whether an NCHW call goes through this engine, its planes transposed on the way: measured, that pays on maps narrower
-// than a vector along their rows, on wider ones where several planes are read for one that is written, and for sums
-// over whole planes unless their rows are whole vectors.
+// than a vector along their rows, on wider ones where planes are several, and for sums over whole planes unless their
+// rows are whole vectors.
 template <class T>
 bool takes_planes(const Params& p, Task task) {
   if (!kTransposes<T> || p.c < kLanes<float>) return false;
   if (p.stride_h != 1 || p.stride_w != 1 || p.x.w != 1 || p.y.w != 1 || p.x.h != p.w || p.y.h != p.wo) return false;
   if (task == Task::weight) return p.w % 16 != 0;
-  const bool several = task == Task::input && p.combine != Combine::add && p.num_branches > 1;
-  return several ? p.w <= 16 : p.w < kLanes<float>;
+  const bool several = p.combine != Combine::add && p.num_branches > 1 && groups(p) == 1;
+  return p.w < kLanes<float> || (several && (takes_wide<T>(p) || (task == Task::input && p.w <= 16)));
 }
 
 template <class T>

@@ -252,7 +252,7 @@ bool bwd_w_group(const Params& p, int first, int branches, const T* grad, const 
   take_plan(g, plan);
   A* all = plan.take<A>(parts);
   build(p, g, kLongestGather);
-  const Ring<A> r = rows_ring<T>(g, vecs);
+  const Ring<A> r = rows_ring<T>(g, vecs, rows_at_once(g));
   if (g.planar && r.panel < g.cols) return false;
   const Stage<T> stage{g, r, nullptr, nullptr, nullptr, nullptr, false};
   const WeightGrad<T> w{p,     g,       r,       grad,    x,       gw,      all,     blocks, groups,

@@ -9,6 +9,7 @@ template <class T>
 constexpr bool kReadsInPlace = __is_same(T, float);  // one type, for the sake of compile time
 
 constexpr i64 kStreamBytes = 1 << 20;  // output size from which it bypasses the caches
+constexpr i64 kKeptBytes = 32 << 10;   // of resolved runs, in the first-level cache beside what they read
 
 // How the work is cut: a unit is one channel block of one strip of rows of one image.
 struct Cut {
@@ -38,10 +39,15 @@ struct Conv {
 
   i64 block_channels() const { return static_cast<i64>(r.vecs) * V; }
   i64 packed_elements() const { return static_cast<i64>(r.vecs) * g.slots * V; }
+  // Where all columns are staged at once, a row's runs are the same in every image, and are resolved once.
+  bool keeps() const {
+    return !in_place && r.panel >= g.cols && g.rows * g.runs * static_cast<i64>(sizeof(RunAt<A>)) <= kKeptBytes;
+  }
+  i64 resolved() const { return keeps() ? g.rows : r.rows; }
   void take(Arena& a, i64 chunk) {
     stage.take(a);
-    active = a.take<RunAt<A>>(r.rows * g.runs);
-    count = a.take<int[kRunKinds]>(r.rows * g.passes);
+    active = a.take<RunAt<A>>(resolved() * g.runs);
+    count = a.take<int[kRunKinds]>(resolved() * g.passes);
     streams = a.take<Stream>(g.planar ? g.planes * block_channels() : g.planes * g.in_step_h);
     if (g.planar) block = a.take<T>(block_channels() * r.rows * g.cols);
     columns = a.take<i64>(g.passes);
@@ -77,12 +83,12 @@ struct Conv {
     }
   }
 
-  // Runs that meet the image at grid row i, the d-th of those staged.
-  void resolve(const T* from, i64 i, i64 j0, int d) {
+  // Runs that meet the image at grid row i, the d-th of those staged; they are the `at`-th of those resolved.
+  void resolve(const T* from, i64 i, i64 j0, int d, i64 at) {
     for (int k = 0; k < g.passes; ++k) {
       const Pass& s = g.pass[k];
-      RunAt<A>* to = active + d * g.runs + s.run;
-      int* n = count[d * g.passes + k];
+      RunAt<A>* to = active + at * g.runs + s.run;
+      int* n = count[at * g.passes + k];
       for (int e = 0; e < kRunKinds; ++e) n[e] = 0;
       for (int e = s.run; e < s.run + s.runs; ++e) {
         const Run& t = g.run[e];
@@ -114,11 +120,11 @@ struct Conv {
     return h;
   }
 
-  // Pass k of the d-th grid row staged; `own`: where the vector's weights begin.
-  Tile<A> tile_of(int k, int d, i64 own, i64 out_step) const {
+  // Pass k of the `at`-th grid row resolved; `own`: where the vector's weights begin.
+  Tile<A> tile_of(int k, i64 at, i64 own, i64 out_step) const {
     const Pass& s = g.pass[k];
-    const RunAt<A>* runs = active + d * g.runs + s.run;
-    return {runs, count[d * g.passes + k], packed + own + s.slot * V, own, out_step, g.in.w * g.in_step_w, false};
+    const RunAt<A>* runs = active + at * g.runs + s.run;
+    return {runs, count[at * g.passes + k], packed + own + s.slot * V, own, out_step, g.in.w * g.in_step_w, false};
   }
   void row_of(const Tile<A>& tile, int v, A* out, int k, Ahead& ahead) {
     if constexpr (kReadsInPlace<T>)
@@ -140,7 +146,7 @@ struct Conv {
       for (int v = v0; v < v0 + L && v * V < channels; ++v, to += V) {
         const i64 own = w0 + static_cast<i64>(v) * g.slots * V;
         const bool whole = channels - v * V >= V;
-        Tile<A> tile = tile_of(k, d, own, step);
+        Tile<A> tile = tile_of(k, keeps() ? i : d, own, step);
         if constexpr (sizeof(T) == sizeof(A)) {
           if (whole && (L == 1 || !streaming)) {
             tile.stream = streaming;
@@ -195,15 +201,20 @@ struct Conv {
       const bool streaming = past && in_lines((s.channel + c0) * g.out.c) && in_lines(channels * n) &&
                              (whole || (in_lines(n) && in_lines(g.out.c)));
       const i64 plane = streaming ? n : g.out.c;
+      constexpr bool kLines = V * sizeof(T) == 64;  // vectors are lines of memory, and go there as they are
+      const bool at_once = kLines && streaming && channels % V == 0 && in_lines(n) && in_lines(g.out.c);
       for (int v = 0; v * V < channels; ++v) {
         const i64 own = weights - packed + static_cast<i64>(v) * g.slots * V;
         for (int d = 0; d < rows; ++d) {
-          const Tile<A> tile = tile_of(k, d, own, V);
+          const Tile<A> tile = tile_of(k, keeps() ? i + d : d, own, V);
           row_of(tile, v, line + d * g.cols * V, k, ahead);
         }
-        write_planes<T>(line, n, imin(V, channels - v * V), (streaming ? block : to) + v * V * plane, plane);
+        if (at_once)
+          write_planes<T, kLines>(line, n, V, to + v * V * g.out.c, g.out.c);
+        else
+          write_planes<T>(line, n, imin(V, channels - v * V), (streaming ? block : to) + v * V * plane, plane);
       }
-      if (streaming)
+      if (streaming && !at_once)
         for (i64 c = 0; c < channels; c += whole ? channels : 1)
           stream_lines(block + c * n, whole ? channels * n : n, to + c * g.out.c);
     }
@@ -229,7 +240,8 @@ struct Conv {
       for (i64 i = i0; i < i1; i += r.rows, stage.advance(r.rows)) {
         const int rows = imin(r.rows, i1 - i);
         if (!in_place) stage.fill(from + c0 * g.in.c, i + rows - 1, j0, channels);
-        for (int d = 0; d < rows; ++d) resolve(from + c0, i + d, j0, d);
+        if (!keeps())
+          for (int d = 0; d < rows; ++d) resolve(from + c0, i + d, j0, d, d);
         if constexpr (kTransposes<T>)
           if (g.planar) {
             Ahead h = planes_ahead(from + c0 * g.in.c, next_unit, i, rows, channels);
@@ -248,6 +260,11 @@ struct Conv {
   // Units [from, to) of blocks [b0, b1); the blocks of an image follow each other, so that it stays in cache.
   void work(const Cut& cut, i64 b0, i64 b1, i64 from, i64 to) {
     stage.prepare();
+    if (keeps())
+      for (i64 i = 0; i < g.rows; ++i) {
+        stage.start(i);
+        resolve(src, i, 0, 0, i);
+      }
     for (i64 b = b0; b < b1; ++b) ready[b - b0] = 0;
     for (i64 u = from; u < to; ++u) {
       const i64 strip = u % cut.strips, b = u / cut.strips % (b1 - b0), n = u / cut.strips / (b1 - b0);

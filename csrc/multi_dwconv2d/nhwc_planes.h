@@ -103,9 +103,9 @@ void read_planes(const T* src, i64 plane, i64 rows, i64 width, i64 channels, Acc
   }
 }
 
-// n pixels of one vector, from `src` on, into n neighbouring elements of each of `lanes` planes; `past` the caches if
+// n pixels of one vector, from `src` on, into n neighbouring elements of each of `lanes` planes. Past: past the caches;
 // these are whole vectors.
-template <class T>
+template <class T, bool Past = false>
 void write_planes(const Acc<T>* src, i64 n, int lanes, T* dst, i64 plane) {
   using A = Acc<T>;
   constexpr int V = kLanes<A>;
@@ -116,7 +116,10 @@ void write_planes(const Acc<T>* src, i64 n, int lanes, T* dst, i64 plane) {
 #pragma GCC unroll 16
     for (int k = 0; k < V; ++k) v[k] = vload(src + (p + k) * V);
     transpose(v);
-    if (lanes == V && m == V) {
+    if (Past) {
+#pragma GCC unroll 16
+      for (int l = 0; l < V; ++l) vstream(dst + l * plane + p, v[l]);
+    } else if (lanes == V && m == V) {
 #pragma GCC unroll 16
       for (int l = 0; l < V; ++l) vstore(dst + l * plane + p, v[l]);
     } else {

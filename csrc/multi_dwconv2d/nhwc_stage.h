@@ -60,11 +60,21 @@ inline int rows_at_once(const Plan& g) {
   return static_cast<int>((g.rows + steps - 1) / steps);
 }
 
+// The same of planes that begin on lines of memory: whole lines, which can go past the caches.
+template <class T>
+int lines_at_once(const Plan& g) {
+  const int rows = rows_at_once(g);
+  int line = 64 / static_cast<int>(sizeof(T));  // rows that are whole lines
+  for (i64 n = g.cols; n % 2 == 0 && line > 1; n /= 2) line /= 2;
+  const int whole = (rows + line - 1) / line * line;
+  return rows < g.rows && g.rows % line == 0 && whole * g.cols <= 2 * kPlanesGrain ? whole : rows;
+}
+
 // Channel blocks of `vecs` vectors; where their rows are too long for the scratch, grid columns are cut into panels.
 template <class T>
-Ring<Acc<T>> rows_ring(Plan& g, int vecs) {
+Ring<Acc<T>> rows_ring(Plan& g, int vecs, int rows) {
   using A = Acc<T>;
-  const Ring<A> whole = ring_of<A>(g, g.cols, vecs, rows_at_once(g));
+  const Ring<A> whole = ring_of<A>(g, g.cols, vecs, rows);
   if (ring_bytes(g, whole) <= kRingBytes) return whole;
   const Ring<A> r = ring_of<A>(g, g.cols, vecs, 1);
   const i64 a_column = ring_bytes(g, r) / r.class_cols, halo = r.class_cols - r.panel;
@@ -78,10 +88,11 @@ template <class T>
 Ring<Acc<T>> fit_ring(Plan& g, i64 units, int threads) {
   using A = Acc<T>;
   constexpr int V = kLanes<A>, line = kBlockVecs<T>;
-  if (g.planar) return rows_ring<T>(g, line);
+  if (g.planar) return rows_ring<T>(g, line, lines_at_once<T>(g));
   const int need = static_cast<int>((g.channels + V - 1) / V), lines = (need + line - 1) / line;
-  const i64 a_line = ring_bytes(g, ring_of<A>(g, g.cols, line, rows_at_once(g)));
-  if (a_line > kRingBytes) return rows_ring<T>(g, imin(line, need));
+  const int rows = rows_at_once(g);
+  const i64 a_line = ring_bytes(g, ring_of<A>(g, g.cols, line, rows));
+  if (a_line > kRingBytes) return rows_ring<T>(g, imin(line, need), rows);
   const i64 weights = static_cast<i64>(g.slots) * kVecBytes * line;
   int fit = imin(lines, kRingBytes / a_line);
   fit = imin(fit, kWeightBytes / weights > 0 ? kWeightBytes / weights : 1);
@@ -91,7 +102,7 @@ Ring<Acc<T>> fit_ring(Plan& g, i64 units, int threads) {
     if (pieces % threads == 0 || pieces >= 4 * threads) break;
   }
   const int blocks = (lines + (most ? most : fit) - 1) / (most ? most : fit);
-  return rows_ring<T>(g, imin(need, (lines + blocks - 1) / blocks * line));
+  return rows_ring<T>(g, imin(need, (lines + blocks - 1) / blocks * line), rows);
 }
 
 // One image row, `src` at its column 0, into a staged row whose first column is image column q0. With `pads` the

@@ -4,8 +4,8 @@
 
 A row is one kernel for one target. `instructions` is the whole kernel; `product_loop` is the innermost loop with the
 most products (FFMA, DFMA or HMMA), `products` how many it has, and `an_output` its instructions times 32 lanes over the
-outputs of one trip, where a trip makes outputs of known number: 16 rows x 32 columns of each branch on tensor cores.
-Shared memory is asked for at launch and depends on the call: at most 48 KiB.
+outputs of one trip, where a trip makes outputs of known number: 16 rows x 32 columns of each branch of multi_dwconv2d
+on tensor cores. Shared memory is asked for at launch and depends on the call: at most 48 KiB, of rsdc2d 99 KiB.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def rows(file: Path, target: str, folder: Path) -> list[dict[str, object]]:
         }
         row |= {"spills": int(used["LOCAL"]) + counts["LDL"] + counts["STL"], "instructions": len(code)}
         row |= {op: counts[op] for op in COUNTED}
-        an_output = f"{loop * 32 / MMA_OUTPUTS:.1f}" if kernel.startswith("MmaConv") and loop else ""
+        rows_of_pixels = kernel.startswith("MmaConv") and file.parent.name == "multi_dwconv2d"
+        an_output = f"{loop * 32 / MMA_OUTPUTS:.1f}" if rows_of_pixels and loop else ""
         made.append(row | {"product_loop": loop or "", "products": products or "", "an_output": an_output})
     return sorted(made, key=lambda r: str(r["kernel"]))
 

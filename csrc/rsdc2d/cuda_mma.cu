@@ -53,6 +53,14 @@ bool mma_takes(const Params& p, Pass pass) {
   if (p.sets != 1 && p.sets != p.groups) return false;
   const i64 part = p.ci / p.groups, each = p.co / p.groups, depth = pass == Pass::bwd_x ? each : part;
   if (pass == Pass::bwd_w) return false;
+  const i64 reach[] = {p.h,
+                       p.w,
+                       p.ho * p.stride_h,
+                       p.wo * p.stride_w,
+                       p.kernel * p.dilation_h + p.pad_h,
+                       p.kernel * p.dilation_w + p.pad_w};
+  for (const i64 size : reach)
+    if (size >= kMmaSize) return false;
   if (part % kMmaCopy || each % kMmaCopy || depth % 16 || p.stride_h * p.stride_w > 65535) return false;
   return eights(pass == Pass::bwd_x ? p.y : p.x);
 }
@@ -61,10 +69,9 @@ int mma_conv(const Params& p, void* stream, bool back, const void* in, const voi
              void* out) {
   MmaArgs a{};
   a.p = problem_of(p);
-  MmaPack::Args pack{
+  Pack::Args pack{
       static_cast<const u16*>(w), static_cast<u16*>(work), weights_of(p), a.p.taps, a.p.part, a.p.each, back};
-  if (const int error = launch<MmaPack>("mma_pack", {ceil_div(pack.count, MmaPack::kThreads)}, 0, stream, pack))
-    return error;
+  if (const int error = launch<Pack>("mma_pack", {ceil_div(pack.count, Pack::kThreads)}, 0, stream, pack)) return error;
   a.in = static_cast<const u16*>(in);
   a.w = pack.out;
   a.bias = static_cast<const u16*>(bias);

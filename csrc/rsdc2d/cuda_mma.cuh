@@ -12,6 +12,8 @@ constexpr int kMmaDepth = 32;  // channels of a step, of one tap or two
 constexpr int kMmaTaps = 128;  // most of a set
 constexpr int kMmaCopy = 8;    // numbers copied at once
 constexpr int kMmaChunks = kMmaDepth / kMmaCopy;
+constexpr int kMmaSize = 1 << 29;           // sizes and reach stay below it,
+constexpr int kMmaNowhere = -2 * kMmaSize;  // so that this is outside whatever is added
 
 // A tap of a phase: the offset to its pixel, and its place in the weight.
 struct MmaTap {
@@ -51,33 +53,41 @@ struct MmaConv {
   static constexpr int kRows = kM / kPass, kColumns = (kN + kPass - 1) / kPass;
   using Args = MmaArgs;
 
+  static_assert(kPass % 8 == 0, "rows of one thread lie in the same banks");
+
   static int shared_bytes(const Args& a) {
     return kRoom * 2 + kM * 8 + a.p.taps * static_cast<int>(sizeof(MmaTap)) + 16;
   }
 
   // What a thread copies: one chunk of some rows of both operands, in each step of the next channels or tap.
   struct Loader {
-    i64 rows[kRows], columns[kColumns];
+    const u16 *rows[kRows], *columns[kColumns];
     int top[kRows], left[kRows];
-    u32 real;
+    u32 real;  // columns that there are
     int chunk, first, tap, block;
 
     LK_DEVICE void load(const Args& a, u16* stage, const MmaTap* table, int count) {
       const bool more = tap < count;
-      const MmaTap one = more ? table[tap] : MmaTap{0, 0, 0, 0};
+      const MmaTap one = more ? table[tap] : MmaTap{0, kMmaNowhere, 0, 0};
       const int channel = block * 16 + chunk % 2 * kMmaCopy;
+      const i64 pixel = one.offset + channel, weight = static_cast<i64>(one.t) * a.depth + channel;
+      u16* to = stage + mma_chunk(first, chunk);
+      // Nothing is read from the address of what is not there.
       LK_UNROLL for (int i = 0; i < kRows; ++i) {
-        const bool is = more && (real >> i & 1) && static_cast<u32>(top[i] + one.dy) < static_cast<u32>(a.in_h) &&
+        const bool is = static_cast<u32>(top[i] + one.dy) < static_cast<u32>(a.in_h) &&
                         static_cast<u32>(left[i] + one.dx) < static_cast<u32>(a.in_w);
-        copy_later(stage + mma_chunk(first + i * kPass, chunk), is ? a.in + rows[i] + one.offset + channel : a.in, is);
+        copy_later(to + i * kPass * kMmaDepth, rows[i] + pixel, is);
       }
       LK_UNROLL for (int i = 0; i < kColumns; ++i) {
         if (kN % kPass && first + i * kPass >= kN) continue;
-        const bool is = more && columns[i] >= 0;
-        copy_later(stage + mma_chunk(kM + first + i * kPass, chunk),
-                   is ? a.w + columns[i] + static_cast<i64>(one.t) * a.depth + channel : a.w, is);
+        copy_later(to + (kM + i * kPass) * kMmaDepth, columns[i] + weight, more && (real >> i & 1));
       }
-      for (block += 2; block >= a.depth / 16; block -= a.depth / 16) ++tap;
+      block += 2;
+      LK_UNROLL for (int twice = 0; twice < 2; ++twice) {
+        if (block < a.depth / 16) break;
+        block -= a.depth / 16;
+        ++tap;
+      }
     }
   };
 
@@ -88,14 +98,14 @@ struct MmaConv {
     const int m0 = warp / kWarpsN * kWarpM, n0 = kM + warp % kWarpsN * kWarpN;
     LK_UNROLL for (int k = 0; k < kMmaDepth / 16; ++k) {
       u32 left[kWarpM / 16][4], right[kWarpN / 16][4];
-      LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i)
-          load_rows4(left[i], stage + mma_chunk(m0 + i * 16 + lane % 16, 2 * k + lane / 16));
-      LK_UNROLL for (int j = 0; j < kWarpN / 16; ++j)
-          load_rows4(right[j], stage + mma_chunk(n0 + j * 16 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+      const u16* l = stage + mma_chunk(m0 + lane % 16, 2 * k + lane / 16);
+      const u16* r = stage + mma_chunk(n0 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2);
+      LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i) load_rows4(left[i], l + i * 16 * kMmaDepth);
+      LK_UNROLL for (int j = 0; j < kWarpN / 16; ++j) load_rows4(right[j], r + j * 16 * kMmaDepth);
       LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i) {
         LK_UNROLL for (int j = 0; j < kWarpN / 8; ++j) {
-          const u32* r = right[j / 2] + j % 2 * 2;
-          multiply<T>(sums[i][j], left[i][0], left[i][1], left[i][2], left[i][3], r[0], r[1]);
+          const u32* pair = right[j / 2] + j % 2 * 2;
+          multiply<T>(sums[i][j], left[i][0], left[i][1], left[i][2], left[i][3], pair[0], pair[1]);
         }
       }
     }
@@ -131,11 +141,10 @@ struct MmaConv {
       const bool real = n < pixels;
       if (!real) n = 0;
       const int q = take(n, wide), r = take(n, high);
-      loader.real |= static_cast<u32>(real) << i;
-      loader.top[i] = r * a.step_h;
+      loader.top[i] = real ? r * a.step_h : kMmaNowhere;
       loader.left[i] = q * a.step_w;
-      loader.rows[i] =
-          n * a.in_s.n + loader.top[i] * a.in_s.h + loader.left[i] * a.in_s.w + static_cast<i64>(group) * a.depth;
+      loader.rows[i] = a.in + n * a.in_s.n + static_cast<i64>(r) * a.step_h * a.in_s.h + loader.left[i] * a.in_s.w +
+                       static_cast<i64>(group) * a.depth;
       if (loader.chunk == 0)
         places[row] = real ? n * a.out_s.n + (static_cast<i64>(r) * a.every_h + up) * a.out_s.h +
                                  (static_cast<i64>(q) * a.every_w + left) * a.out_s.w +
@@ -144,7 +153,8 @@ struct MmaConv {
     }
     LK_UNROLL for (int i = 0; i < kColumns; ++i) {
       const int column = tile + loader.first + i * kPass;
-      loader.columns[i] = column < a.columns ? (static_cast<i64>(group) * a.columns + column) * p.taps * a.depth : -1;
+      loader.columns[i] = a.w + (static_cast<i64>(group) * a.columns + column) * p.taps * a.depth;
+      loader.real |= static_cast<u32>(column < a.columns) << i;
     }
     sync();
     for (int t = tid(); t < p.taps; t += kThreads) {
@@ -212,7 +222,7 @@ struct MmaConv {
 };
 
 // The weight as the products read it, [group, column, tap, channel]; `back`: a column is a channel of x.
-struct MmaPack {
+struct Pack {
   static constexpr int kThreads = 256, kBlocks = 4;
   struct Args {
     const u16* w;

@@ -56,7 +56,9 @@ struct Backward {
   A* buffer() const { return static_cast<A*>(grad.buffer); }
   A* inner() const { return static_cast<A*>(grad.inner); }
   A* fresh() const { return static_cast<A*>(grad.third); }
-  i64 image() const { return b.p.paths * (b.changes() ? b.end : b.last) * b.pixels; }
+  // Channels of a path in the buffer. All of them where g is copied to it first.
+  i64 wide() const { return b.changes() || grad.g_nhwc ? b.end : b.last; }
+  i64 image() const { return b.p.paths * wide() * b.pixels; }
   const A* stats3() const { return static_cast<const A*>(batch ? out.stats3 : layers.in.running3); }
   // Version 2: the second convolution's outputs of a layer.
   const T* hidden(i64 l) const {
@@ -94,18 +96,18 @@ struct Backward {
     if (b.changes()) {
       const i64 own = b.p.kappa * b.pixels;
       second.unit(l, u, fresh() + u / b.chunks * own, b.p.paths * own, mid(l), inner(), false);
-    } else if (l == b.p.layers - 1) {
+    } else if (l == b.p.layers - 1 && !grad.g_nhwc) {
       const i64 at = to * b.end + b.width(l);
       second.unit(l, u, given() + at * b.pixels, b.p.paths * b.end * b.pixels, mid(l), inner(), false);
     } else {
-      const i64 at = to * b.last + b.width(l);
-      second.unit(l, u, buffer() + at * b.pixels, b.p.paths * b.last * b.pixels, mid(l), inner(), batch);
+      const i64 at = to * wide() + b.width(l);
+      second.unit(l, u, buffer() + at * b.pixels, image(), mid(l), inner(), batch && l + 1 < b.p.layers);
     }
   }
   void first_unit(i64 l, i64 u) {
     const i64 path = u / b.chunks;
-    A* const to = buffer() + path * (b.changes() ? b.end : b.last) * b.pixels;
-    if (l == b.p.layers - 1 && !b.changes())
+    A* const to = buffer() + path * wide() * b.pixels;
+    if (l == b.p.layers - 1 && wide() == b.last)
       first.unit(l, u, mid(l), inner(), given() + path * b.end * b.pixels, b.p.paths * b.end * b.pixels, to, image());
     else
       first.unit(l, u, mid(l), inner(), to, image(), to, image());
@@ -179,23 +181,47 @@ struct Backward {
     }
   }
 
-  // The gradient of input channel c of image n.
-  void finish_input(i64 n, i64 c) {
-    const i64 own = b.p.c / b.p.paths, path = c / own, j = c % own;
+  // `pixels` of the gradient of input channel j of a path of image n, from pixel `first` on.
+  void finish_line(i64 n, i64 path, i64 j, i64 first, i64 pixels, T* to) const {
     A plain, slope, mean;
     finish(0, path, j, 0, {&plain, &slope, &mean});
-    const A* const d = buffer() + n * image() + (path * (b.changes() ? b.end : b.last) + j) * b.pixels;
-    const T* const x = layers.prefix(n, path) + j * b.pixels;
-    T* const to = static_cast<T*>(grad.x) + (n * b.p.c + c) * b.pixels;
-    for (i64 i = 0; i < b.pixels; i += V) {
-      const i64 left = b.pixels - i;
+    const A* const d = buffer() + n * image() + (path * wide() + j) * b.pixels + first;
+    const T* const x = layers.prefix(n, path) + j * b.pixels + first;
+    for (i64 i = 0; i < pixels; i += V) {
+      const i64 left = pixels - i;
       Vec<A> v = load_line(d + i, left);
       if (batch) v -= every(plain) + (load_line(x + i, left) - every(mean)) * every(slope);
-      if (left >= V)
-        vstore(to + i, v);
-      else
-        vstore(to + i, v, static_cast<int>(left));
+      store_line<T>(to + i, v, left);
     }
+  }
+  // The gradient of a path's part of image n.
+  void finish_input(i64 n, i64 path) const {
+    const i64 own = b.p.c / b.p.paths;
+    T* const to = static_cast<T*>(grad.x) + n * b.p.c * b.pixels;
+    if (!b.p.nhwc) {
+      for (i64 j = 0; j < own; ++j) finish_line(n, path, j, 0, b.pixels, to + (path * own + j) * b.pixels);
+      return;
+    }
+    constexpr i64 run = 128;
+    alignas(64) T part[kCorner * run];
+    for (i64 i = 0; i < b.pixels; i += run)
+      for (i64 j = 0; j < own; j += kCorner) {
+        const i64 pixels = smaller(run, b.pixels - i), channels = smaller(kCorner, own - j);
+        for (i64 c = 0; c < channels; ++c) finish_line(n, path, j + c, i, pixels, part + c * run);
+        turn(to + i * b.p.c + path * own + j, b.p.c, part, run, channels, pixels);
+      }
+  }
+
+  // What the forward pass gave, and what came for it, into planes.
+  void begin_planes(i64 n, i64 path) const {
+    const i64 all = b.p.paths * b.end, from = n * b.pixels * all + path * b.end * (b.p.nhwc ? 1 : b.pixels);
+    const i64 given_from = n * b.pixels * all + path * b.end * (grad.g_nhwc ? 1 : b.pixels);
+    if (b.p.nhwc || b.changes())
+      to_planes(layers.prefix(n, path), static_cast<const T*>(b.p.nhwc ? out.pixels : out.y) + from, b.p.nhwc ? all : 0,
+                b.end, b.pixels);
+    if (wide() == b.end)
+      to_planes(buffer() + n * image() + path * b.end * b.pixels, given() + given_from, grad.g_nhwc ? all : 0, b.end,
+                b.pixels);
   }
 
   void reactivate(i64 l) {
@@ -221,6 +247,8 @@ struct Backward {
       clear(readers, paths * b.last * 2);
       clear(second.zeros, kRows);
     }
+#pragma omp for schedule(static)
+    for (i64 u = 0; u < b.p.n * paths; ++u) begin_planes(u / paths, u % paths);
     for (i64 l = b.p.layers - 1; l >= 0; --l) {
 #pragma omp single
       begin(l);
@@ -250,7 +278,7 @@ struct Backward {
       for (i64 path = 0; path < paths; ++path) merge_weights3(l, path);
     }
 #pragma omp for schedule(static)
-    for (i64 u = 0; u < b.p.n * b.p.c; ++u) finish_input(u / b.p.c, u % b.p.c);
+    for (i64 u = 0; u < b.p.n * paths; ++u) finish_input(u / paths, u % paths);
   }
 };
 

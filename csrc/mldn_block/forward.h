@@ -182,12 +182,15 @@ struct Forward {
 #pragma omp for schedule(static)
       for (i64 u = 0; u < b.p.n * paths; ++u) clear(third.lost + u * b.last * b.pixels, b.last * b.pixels);
     }
-    if (batch) {
 #pragma omp for schedule(static)
-      for (i64 u = 0; u < b.p.n * b.p.c; ++u) {
-        const i64 n = u / b.p.c, path = u % b.p.c / inputs;
-        moments<T>(layers.prefix(n, path) + u % inputs * b.pixels, b.pixels, parts1 + u * 2, parts1 + u * 2 + 1);
-      }
+    for (i64 u = 0; u < b.p.n * paths; ++u) {
+      const i64 n = u / paths, path = u % paths;
+      layers.take(n, path, n);
+      double* part = parts1 + u * inputs * 2;
+      for (i64 c = 0; batch && c < inputs; ++c, part += 2)
+        moments<T>(layers.prefix(n, path) + c * b.pixels, b.pixels, part, part + 1);
+    }
+    if (batch) {
 #pragma omp single
       merge(inputs, stats1(), b.changes() ? inputs : b.last, b.all_shared());
     }
@@ -222,6 +225,9 @@ struct Forward {
         merge(b.p.kappa, stats1() + b.width(l), b.last, b.all_shared());
       }
     }
+    if (!b.p.nhwc) return;
+#pragma omp for schedule(static)
+    for (i64 u = 0; u < b.p.n * paths; ++u) layers.give(static_cast<T*>(out.pixels), u / paths, u % paths, u / paths);
   }
 };
 

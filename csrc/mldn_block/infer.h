@@ -39,6 +39,7 @@ struct Infer {
   i64 groups, part;  // of the first convolution: groups, each of which reads 1 / part of the inputs
   i64 block;         // outputs of a group, whole tiles
   i64 pitch, panel;  // pixels of a map, whole tiles; pixels packed at a time
+  T* const y;
   // Shared, of all layers:
   Norm<A> norm1;  // [layer][path][group][input]
   i64* chosen;    // likewise: which channel of the path
@@ -47,9 +48,9 @@ struct Infer {
   // Of a thread:
   A *inputs, *inner;  // inner: [mid][pitch], of one path; if cut, of all paths and shared
 
-  Infer(const Block& whole, const Inputs& in, void* y)
+  Infer(const Block& whole, const Inputs& in, void* to)
       : b(whole),
-        layers(whole, in, y),
+        layers(whole, in, to),
         second(layers, whole.p.layers),
         third(layers, whole.p.layers),
         reach(layers),
@@ -58,7 +59,8 @@ struct Infer {
         part(whole.p.condense),
         block(round_up(ceil_div(whole.p.mid, groups), kRows)),
         pitch(round_up(whole.pixels, kSub<A>)),
-        panel(whole.panel<A>(groups * whole.last / part)) {
+        panel(whole.panel<A>(groups * whole.last / part)),
+        y(static_cast<T*>(to)) {
     if (cut) panel = smaller(panel, round_up(ceil_div(whole.pixels, whole.p.threads), kSub<A>));
   }
 
@@ -75,6 +77,7 @@ struct Infer {
     second.share(a);
     picks() ? reach.share(a) : third.share(a);
     if (cut) inner = a.take<A>(b.p.paths * b.p.mid * pitch);
+    if (b.p.nhwc) layers.y = a.take<T>(b.p.threads * b.p.paths * b.end * b.pixels);  // an image of each thread
   }
   void own(Arena& a) {
     second.own(a);
@@ -151,6 +154,7 @@ struct Infer {
 
   void react(i64 l, i64 u) { picks() ? reach.unit(l, u) : third.unit(l, u, false); }
 
+  // n: of those in the buffer.
   void image(i64 n) {
     for (i64 l = 0; l < b.p.layers; ++l) {
       for (i64 path = 0; path < b.p.paths; ++path) {
@@ -183,15 +187,31 @@ struct Infer {
   }
 
   void work() {
+#ifdef _OPENMP
+    const i64 me = omp_get_thread_num();
+#else
+    const i64 me = 0;
+#endif
+    const i64 paths = b.p.paths;
     second.prepare();
 #pragma omp for schedule(static)
     for (i64 i = 0; i < b.p.layers * b.p.paths; ++i) pack(i / b.p.paths, i % b.p.paths);
     if (cut) {
+#pragma omp for schedule(static)
+      for (i64 u = 0; u < b.p.n * paths; ++u) layers.take(u / paths, u % paths, u / paths);
       for (i64 n = 0; n < b.p.n; ++n) cut_image(n);
+      if (!b.p.nhwc) return;
+#pragma omp for schedule(static)
+      for (i64 u = 0; u < b.p.n * paths; ++u) layers.give(y, u / paths, u % paths, u / paths);
       return;
     }
 #pragma omp for schedule(static)
-    for (i64 n = 0; n < b.p.n; ++n) image(n);
+    for (i64 n = 0; n < b.p.n; ++n) {
+      const i64 at = b.p.nhwc ? me : n;
+      for (i64 path = 0; path < paths; ++path) layers.take(n, path, at);
+      image(at);
+      for (i64 path = 0; b.p.nhwc && path < paths; ++path) layers.give(y, n, path, at);
+    }
   }
 };
 

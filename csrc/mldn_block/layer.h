@@ -1,5 +1,6 @@
 // What the forward pass and the backward pass know of a layer: its norms, and the first convolution over the batch.
 #pragma once
+#include "mldn_block/layouts.h"
 #include "mldn_block/maps.h"
 
 namespace {
@@ -67,6 +68,18 @@ struct Layers {
   const T* weight3(i64 l, i64 path) const { return static_cast<const T*>(in.weight3) + b.weight3(l, path); }
   const i64* cells(i64 l, i64 path) const {
     return b.p.sets ? in.cells + (l * b.p.paths + path) * b.p.sets * b.p.taps : nullptr;
+  }
+  // A path's part of x into `image` of the buffer.
+  void take(i64 n, i64 path, i64 image) const {
+    const i64 channels = b.p.c / b.p.paths;
+    to_planes(prefix(image, path),
+              static_cast<const T*>(in.x) + n * in.x_image + path * channels * (in.x_pixel ? 1 : b.pixels), in.x_pixel,
+              channels, b.pixels);
+  }
+  // A path of `image` of the buffer into one of y, which is NHWC.
+  void give(T* to, i64 n, i64 path, i64 image) const {
+    const i64 all = b.p.paths * b.end;
+    turn(to + n * b.pixels * all + path * b.end, all, prefix(image, path), b.pixels, b.end, b.pixels);
   }
   T* prefix(i64 n, i64 path) const { return y + (n * b.p.paths + path) * b.end * b.pixels; }
 

@@ -1,4 +1,5 @@
-"""The native CPU kernels: addresses and sizes go to lightkernels._C. They work on NCHW maps; NHWC is transposed."""
+"""The native CPU kernels: addresses and sizes go to lightkernels._C. They work on NCHW maps and turn NHWC round on
+the way in and out."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def copies(spec: Spec) -> str | None:
     """What is copied before and after the kernel runs, for ``explain``."""
     found = []
     if spec.layout == "nhwc":
-        found.append("x, the output and their gradients are transposed: the kernels work on NCHW maps")
+        found.append("x, the output and their gradients are turned round in the kernels, which work on NCHW maps")
     if spec.dtype in _HALF:
         found.append("all tensors are converted: the kernels work in float32")
     return "; ".join(found) or None
@@ -48,7 +49,8 @@ def _plan(spec: Spec, keep: bool) -> Any:
             raise RuntimeError(reason)
         head = [spec.n, spec.c, spec.h, spec.w, spec.layers, spec.paths, spec.kappa, spec.mid, spec.groups]
         head += [spec.kernel_size, spec.taps, spec.sets, spec.index_groups, spec.condense_factor]
-        head += [int(spec.batch_stats), int(keep), spec.version, _DTYPES[spec.dtype]]
+        head += [int(spec.batch_stats), int(keep), int(spec.layout == "nhwc"), spec.version]
+        head += [_DTYPES[spec.dtype]]
         table = [to for layer in spec.table() for to in layer]
         threshold = spec.threshold if spec.dropout > 0 else 0
         plan = module.MldnBlockPlan(head, spec.eps, threshold, 1 / (1 - spec.dropout), table)
@@ -65,10 +67,23 @@ def _dense(t: Inputs) -> Inputs:
     return Inputs(t.x, *(None if one is None else one.contiguous() for one in t[1:]))
 
 
-def _inputs(t: Inputs) -> list[int]:
+def _x(spec: Spec, x: Tensor) -> tuple[Tensor, int, int]:
+    """x, from image to image, and from pixel to pixel (0: in planes). The caller keeps it alive."""
+    image, channel, row, pixel = x.stride()
+    if spec.layout == "nchw":
+        if (channel, row, pixel) != (spec.h * spec.w, spec.w, 1):
+            return x.contiguous(), spec.c * spec.h * spec.w, 0
+        return x, image, 0
+    if (channel, row) != (1, spec.w * pixel) or pixel < spec.c:
+        return x.contiguous(memory_format=torch.channels_last), spec.c * spec.h * spec.w, spec.c
+    return x, image, pixel
+
+
+def _inputs(t: Inputs, x: tuple[Tensor | None, int, int] = (None, 0, 0)) -> list[int]:
     norms = (t.affine1, t.affine2, t.affine3, t.running1, t.running2, t.running3)
     tables = (t.taps, t.index, t.index_sfr)
-    return [_address(one) for one in (t.weight1, t.weight3, t.bias3, t.weight_sfr, *norms, *tables)]
+    rest = (t.weight1, t.weight3, t.bias3, t.weight_sfr, *norms, *tables)
+    return [_address(x[0]), *x[1:], *(_address(one) for one in rest)]
 
 
 def _seed(t: Inputs) -> int:
@@ -79,20 +94,12 @@ def _maps(spec: Spec, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=spec.dtype, device="cpu")
 
 
-def _as_layout(t: Tensor, spec: Spec) -> Tensor:
-    if spec.layout == "nchw":
-        return t
-    return t.new_empty_strided(t.shape, dense_stride(tuple(t.shape), spec.layout)).copy_(t)
+def _pixels(spec: Spec, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty_strided(shape, dense_stride(shape, spec.layout), dtype=spec.dtype, device="cpu")
 
 
 def _one_layer(spec: Spec) -> tuple[int, ...]:
     return (spec.n * spec.paths * spec.mid * spec.h * spec.w,)
-
-
-def _buffer(spec: Spec, t: Inputs) -> Tensor:
-    y = _maps(spec, spec.y_shape)
-    spec.prefix(y).copy_(spec.by_path(t.x))
-    return y
 
 
 def _wide(spec: Spec, t: Inputs) -> tuple[Spec, Inputs]:
@@ -109,14 +116,16 @@ def fwd(spec: Spec, t: Inputs) -> Outputs:
         return out._replace(y=out.y.to(spec.dtype), mid=out.mid.to(spec.dtype))
     if spec.index_groups > 0:
         return Outputs(infer(spec, t), *(torch.empty(shape, dtype=dtype) for shape, dtype in spec.kept()))
-    t, y = _dense(t), _buffer(spec, t)
+    t, y = _dense(t), _pixels(spec, spec.y_shape)
     stats = [torch.empty(shape, dtype=spec.acc_dtype) for shape in spec.stats_shapes]
     mid = _maps(spec, spec.mid_shape)
     if not spec.empty:
         inner = mid if spec.keep else _maps(spec, _one_layer(spec))
-        outputs = [_address(one) for one in (y, inner, *stats)]
-        _plan(spec, spec.keep).fwd(_inputs(t), _seed(t), outputs, torch.get_num_threads())
-    return Outputs(_as_layout(y, spec), stats[0], stats[1], stats[2], mid)
+        planes = y if spec.layout == "nchw" else _maps(spec, spec.y_shape)
+        outputs = [_address(one) for one in (planes, inner, y, *stats)]
+        x = _x(spec, t.x)
+        _plan(spec, spec.keep).fwd(_inputs(t, x), _seed(t), outputs, torch.get_num_threads())
+    return Outputs(y, stats[0], stats[1], stats[2], mid)
 
 
 def infer(spec: Spec, t: Inputs) -> Tensor:
@@ -124,10 +133,18 @@ def infer(spec: Spec, t: Inputs) -> Tensor:
         return infer(*_wide(spec, t)).to(spec.dtype)
     if spec.dropout > 0:
         return fwd(spec, t).y
-    t, y = _dense(t), _buffer(spec, t)
+    t, y = _dense(t), _pixels(spec, spec.y_shape)
     if not spec.empty:
-        _plan(spec, False).infer(_inputs(t), y.data_ptr(), torch.get_num_threads())
-    return _as_layout(y, spec)
+        x = _x(spec, t.x)
+        _plan(spec, False).infer(_inputs(t, x), y.data_ptr(), torch.get_num_threads())
+    return y
+
+
+def _gradient(spec: Spec, g: Tensor) -> tuple[Tensor, bool]:
+    """g, dense, and whether it is NHWC; either will do. The caller keeps it alive."""
+    if g.is_contiguous() or not g.is_contiguous(memory_format=torch.channels_last):
+        return g.contiguous(), False
+    return g, True
 
 
 def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor | None, ...]:
@@ -139,29 +156,34 @@ def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor | None, 
         grads = bwd(wide, g.float(), t, known)
         norms = (3, 4, 7)
         return tuple(v if v is None or i in norms else v.to(spec.dtype) for i, v in enumerate(grads))
-    gx = _maps(spec, spec.x_shape)
+    gx = _pixels(spec, spec.x_shape)
     names = ("weight1", "weight3", "affine1", "affine2", "bias3", "weight_sfr", "affine3")
     given = [getattr(t, name) for name in names]
     found = {n: None if one is None else torch.empty_like(one) for n, one in zip(names, given, strict=True)}
     if spec.empty:
-        return (_as_layout(gx, spec), *(None if one is None else one.zero_() for one in found.values()))
+        return (gx, *(None if one is None else one.zero_() for one in found.values()))
     keep = spec.keep or spec.version == 2
     if keep and not spec.keep:
         out = fwd(replace(spec, keep=True), t)
-    g, y, t = g.contiguous(), out.y.contiguous(), _dense(t)
+    (g, last), t, nhwc = _gradient(spec, g), _dense(t), spec.layout == "nhwc"
+    pixels = out.y.contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
     inner = torch.empty(_one_layer(spec), dtype=spec.acc_dtype)
     state = lost = third = None
+    planes: Tensor | None = pixels
     if spec.version == 1:
-        buffer = torch.empty((spec.n, spec.paths * spec.widths[-2], spec.h, spec.w), dtype=spec.acc_dtype)
+        channels = spec.widths[-1 if last else -2]
+        buffer = torch.empty((spec.n, spec.paths * channels, spec.h, spec.w), dtype=spec.acc_dtype)
         mid = out.mid if keep else _maps(spec, _one_layer(spec))
+        planes = _maps(spec, spec.y_shape) if nhwc else pixels
     else:
         # What each layer read is found from the output by taking back what later layers added, with values that have
         # to be those that were added: they are kept, or the forward runs again.
-        buffer, state, mid = g.to(spec.acc_dtype, copy=True), y.clone(), out.mid
+        buffer, state, mid = torch.empty(spec.y_shape, dtype=spec.acc_dtype), _maps(spec, spec.y_shape), out.mid
         lost = mid[mid.numel() - spec.n * spec.paths * spec.widths[-2] * spec.h * spec.w :].clone()
         third = torch.empty((spec.n, spec.growth, spec.h, spec.w), dtype=spec.acc_dtype)
     order = ("weight1", "weight3", "bias3", "weight_sfr", "affine1", "affine2", "affine3")
-    addresses = [_address(one) for one in (g, buffer, inner, third, state, lost, gx, *(found[name] for name in order))]
-    outputs = [_address(one) for one in (y, mid, out.stats1, out.stats2, out.stats3)]
-    _plan(spec, keep).bwd(_inputs(t), _seed(t), outputs, addresses, torch.get_num_threads())
-    return (_as_layout(gx, spec), *found.values())
+    scratch = [_address(one) for one in (buffer, inner, third, state, lost, gx, *(found[name] for name in order))]
+    outputs = [_address(one) for one in (planes, mid, pixels, out.stats1, out.stats2, out.stats3)]
+    gradients = [_address(g), int(last), *scratch]
+    _plan(spec, keep).bwd(_inputs(t), _seed(t), outputs, gradients, torch.get_num_threads())
+    return (gx, *found.values())

@@ -321,6 +321,10 @@ class Spec:
         return self.version == 2
 
     @property
+    def any_gradient(self) -> bool:
+        return True
+
+    @property
     def inference(self) -> bool:
         return not self.batch_stats and not self.keep
 

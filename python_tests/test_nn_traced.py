@@ -1,5 +1,6 @@
 """The older tracers: an operator is one node of torch.jit.trace's graph and of torch.fx's, for every size."""
 
+import copy
 import io
 import warnings
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightkernels.nn import MLDNBlock, MultiDepthwiseConv2d, RSDC2d
+from lightkernels.nn import MLDNBlock, MultiDepthwiseConv2d, RSDC2d, set_condensation_progress
 
 
 def traced(layer, x):
@@ -47,6 +48,31 @@ def test_jit_trace_of_a_block():
     assert operators(found) == ["lightkernels::mldn_block"]
     x = torch.randn(2, 8, 6, 3)
     torch.testing.assert_close(found(x), block(x))
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("version", [1, 2])
+def test_fx_symbolic_trace_of_a_block(version, inner):
+    block = MLDNBlock(8, 8, 2, 2, version=version, conv="rsdc")
+    model = nn.Sequential(block, nn.ReLU()) if inner else block
+    same, x = copy.deepcopy(model), torch.randn(3, 8, 4, 5)
+    graph = torch.fx.symbolic_trace(model)
+    assert [n.op for n in graph.graph.nodes].count("call_function") == 1
+    assert graph.state_dict().keys() == model.state_dict().keys()
+    for one in (graph, same):
+        one(x).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in graph.parameters()], [p.grad for p in same.parameters()])
+    torch.testing.assert_close(graph.state_dict(), same.state_dict())
+    torch.testing.assert_close(graph.eval()(x), same.eval()(x))
+
+
+def test_fx_symbolic_trace_of_a_condensed_block():
+    block = MLDNBlock(8, 8, 2, 2)
+    set_condensation_progress(block, 1.0)
+    small = block.eval().condense()
+    graph, x = torch.fx.symbolic_trace(small), torch.randn(2, 8, 4, 5)
+    assert [n.op for n in graph.graph.nodes].count("call_function") == 1
+    assert torch.equal(graph(x), small(x))
 
 
 def test_fx_symbolic_trace(layers):

@@ -70,7 +70,9 @@ def pick(t: Any, values: list[Any]) -> Any:
     t = t._replace(weight1=t.weight1[: len(t.weight1) // 2], index=drawn())
     if t.weight_sfr is None:
         return t
-    return t._replace(weight_sfr=t.weight_sfr[: len(t.weight_sfr) // 2], index_sfr=drawn())
+    reached = drawn()
+    reached[1] = reached[0]  # both are added
+    return t._replace(weight_sfr=t.weight_sfr[: len(t.weight_sfr) // 2], index_sfr=reached)
 
 
 def run(

@@ -14,7 +14,8 @@ struct Backproject {
   Norm<A> norm;
   A* sums;  // [input][2][lanes]
   Dropped dropped;
-  i64 input, pixel;  // number of the first of them, of the first pixel
+  i64 input, pixel;       // number of the first of them, of the first pixel
+  i64 x_next, from_next;  // from these inputs to those of the next sub-panel
 };
 
 // x: inputs; from, to: gradients before and after this layer's; live: activated inputs.
@@ -23,13 +24,13 @@ void backproject_tile(const Backproject<Acc<T>>& t, const Acc<T>* w, const Acc<T
                       Acc<T>* to, Acc<T>* live, i64 left) {
   using A = Acc<T>;
   constexpr int V = kLanes<A>;
-  // What the next tile of these inputs reads arrives while this one computes.
+  // What the same inputs' next tile reads arrives while this one computes.
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kRun<A>; ++v) {
-      __builtin_prefetch(x + r * t.plane + kSub<A> + v * V, 0, 3);
-      __builtin_prefetch(from + r * t.plane + kSub<A> + v * V, 0, 3);
+      __builtin_prefetch(x + t.x_next + r * t.plane + v * V, 0, 3);
+      __builtin_prefetch(from + t.from_next + r * t.plane + v * V, 0, 3);
     }
   Vec<A> acc[kRows][P] = {};
   product<A, P>(w, g, t.depth, acc);
@@ -112,18 +113,22 @@ struct FirstGrad {
     pack_rows<T>(layers.weight1(l, path), width, b.p.mid, 1, width, packed + path * b.p.mid * wide());
   }
 
-  // Gradients of the first convolution's outputs of one sub-panel.
-  void fill(const SubPanel& sub, i64 path, const T* mid, const A* inner, A* to) {
-    for (i64 o = 0; o < b.p.mid; ++o, to += S) {
-      const i64 c = path * b.p.mid + o, at = (sub.image * b.p.paths * b.p.mid + c) * b.pixels + sub.pixel;
+  // Gradients of the first convolution's outputs; maps are read line after line.
+  void fill(i64 count, i64 path, const T* mid, const A* inner) {
+    for (i64 o = 0; o < b.p.mid; ++o) {
+      const i64 c = path * b.p.mid + o;
       const Vec<A> scale = every(layers.norm2.scale[c]), mean = every(layers.norm2.mean[c]), less = every(plain[c]),
                    by = every(slope[c]);
-      for (i64 v = 0; v < kRun<A>; ++v) {
-        const i64 n = sub.count - v * V;
-        Vec<A> g = load_line(inner + at + v * V, n) - less;
-        g = vfma(mean - load_line(mid + at + v * V, n), by, g) * scale;
-        if (n < V) g = head<A>(g, n);
-        vstore(to + v * V, g);
+      for (i64 s = 0; s < count; ++s) {
+        const i64 at = (subs[s].image * b.p.paths * b.p.mid + c) * b.pixels + subs[s].pixel;
+        A* const to = grads + (s * b.rows() + o) * S;
+        for (i64 v = 0; v < kRun<A>; ++v) {
+          const i64 n = subs[s].count - v * V;
+          Vec<A> g = load_line(inner + at + v * V, n) - less;
+          g = vfma(mean - load_line(mid + at + v * V, n), by, g) * scale;
+          if (n < V) g = head<A>(g, n);
+          vstore(to + v * V, g);
+        }
       }
     }
   }
@@ -133,12 +138,15 @@ struct FirstGrad {
   void add(i64 l, i64 path, i64 n, const T* mid, const A* inner, const D* from, i64 from_image, A* to, i64 to_image,
            A* total) {
     const i64 width = b.width(l);
-    for (i64 s = 0; s < n; ++s) fill(subs[s], path, mid, inner, grads + s * b.rows() * S);
+    fill(n, path, mid, inner);
     for (i64 c = 0; c < width; c += kInputs) {
       const i64 inputs = smaller(kInputs, width - c);
-      for (i64 s = 0; s < n; ++s)
+      for (i64 s = 0; s < n; ++s) {
+        const SubPanel& sub = subs[s];
+        // After the last sub-panel come the next inputs of the first one.
+        const SubPanel& next = subs[s + 1 < n ? s + 1 : 0];
+        const i64 jump = next.pixel - sub.pixel + (s + 1 < n ? 0 : kInputs * b.pixels), images = next.image - sub.image;
         for (i64 r = 0; r < inputs; r += kRows) {
-          const SubPanel& sub = subs[s];
           const i64 at = (c + r) * b.pixels + sub.pixel;
           const Backproject<A> tile{b.p.mid,
                                     inputs - r,
@@ -147,12 +155,15 @@ struct FirstGrad {
                                     sums + (c + r) * 2 * V,
                                     layers.dropped(l, path),
                                     c + r,
-                                    sub.image * b.pixels + sub.pixel};
+                                    sub.image * b.pixels + sub.pixel,
+                                    images * b.p.paths * b.end * b.pixels + jump,
+                                    images * from_image + jump};
           backproject_fn<T, D>(b.p.threshold, sub.count)(
               tile, packed + path * b.p.mid * wide() + (c + r) * b.p.mid, grads + s * b.rows() * S,
               layers.prefix(sub.image, path) + at, from + sub.image * from_image + at, to + sub.image * to_image + at,
               live + (s * kInputs + r) * S, sub.count);
         }
+      }
       for (i64 q = 0; q < inputs; q += kSumWide<A>)
         for (i64 o = 0; o < b.p.mid; o += kRows)
           sum_tile<A>(subs, n, grads + o * S, b.rows(), live + q * S, kInputs, smaller(kRows, b.p.mid - o),

@@ -55,7 +55,7 @@ class FusedOp:
         spec: the Spec class; ``Spec.of(inputs as TensorMeta, *values)`` is the one validation. It has ``y_shape``,
             ``y_stride``, ``dense_x_stride``, ``layout``, ``flops()``, ``bytes()``,
             ``kept()`` (shapes and dtypes of the outputs after the first), ``needs_input`` (whether the first input is
-            kept for the backward), ``any_gradient`` (whether backends read the gradient of the result with any strides),
+            kept for the backward), ``any_layout`` (whether backends read the result's gradient in either layout),
             ``inference`` (whether ``infer`` may run it) and ``definition_only`` (whether its
             gradients are those of the definition).
         definition: ``(spec, inputs) -> outputs``, differentiable in every way.
@@ -208,7 +208,8 @@ class FusedOp:
         return tuple(next(found) if is_there else None for is_there in some)
 
     def _dense(self, spec: Any, g: Tensor) -> Tensor:
-        fits = spec.any_gradient or g.stride() == spec.y_stride
+        other = spec.any_layout and (g.is_contiguous() or g.is_contiguous(memory_format=torch.channels_last))
+        fits = other or g.stride() == spec.y_stride
         if fits and not g.is_neg() and not g._is_zerotensor():
             return g
         return g.new_empty_strided(spec.y_shape, spec.y_stride).copy_(g)

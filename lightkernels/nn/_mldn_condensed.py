@@ -13,6 +13,8 @@ from lightkernels.nn import _mldn_pack
 from lightkernels.nn.learned_group import SparseFeatureReactivation
 from lightkernels.nn.rsdc import RSDC2d
 
+torch.fx.wrap("mldn_block")  # one call of torch.fx's graphs
+
 
 class CondensedMLDNBlock(nn.Module):
     """What :meth:`MLDNBlock.condense` makes of a block: for inference alone.

@@ -24,6 +24,19 @@ from lightkernels.nn.rsdc import RSDC2d
 Conv = Literal["standard", "rsdc"]
 
 
+@torch.fx.wrap
+def mldn_layers(x: Tensor, layers: nn.Module, values: dict[str, Any]) -> Tensor:
+    """What an :class:`MLDNBlock` of these layers makes of x."""
+    block = MLDNBlock.__new__(MLDNBlock)
+    nn.Module.__init__(block)
+    for name, value in values.items():
+        setattr(block, name, value)
+    block._forget()
+    block.layers = layers  # type: ignore[assignment]
+    y: Tensor = block(x)
+    return y
+
+
 class MLDNPath(nn.Module):
     """One path of one layer: learned group 1x1, BatchNorm, ReLU, grouped 3x3 or RSDC.
 
@@ -147,9 +160,13 @@ class MLDNBlock(Condensable):
             MLDNLayer([MLDNPath(part + i * kappa, kappa, options) for _ in range(paths)], source(pairing, paths, i))
             for i in range(num_layers)
         )
+        self._forget()
+        self.reset_parameters()
+
+    def _forget(self) -> None:
+        """What is kept between calls, packed masks and taps, is made anew."""
         self._masks, self._told = (_mldn_pack.Masks(), _mldn_pack.Masks()), ""
         self._known_taps: tuple[list[tuple[Tensor, int]], Tensor] | None = None
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Convolutions anew, normal with variance 2 / (cells * outputs); norms and masks as at construction."""
@@ -195,6 +212,8 @@ class MLDNBlock(Condensable):
             warnings.warn(text, stacklevel=3)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            return self._as_node(x)
         parts = _mldn_pack.Parts(self.layers)
         reason = self._why(parts)
         if reason is not None:
@@ -230,6 +249,14 @@ class MLDNBlock(Condensable):
             self._update(parts.norms, out, x)
         y: Tensor = out.y
         return y
+
+    def _as_node(self, x: Any) -> Tensor:
+        """In torch.fx's graphs the block is one call, of its children as they are when the graph runs."""
+        root = x.tracer.root is self
+        path = "layers" if root else f"{x.tracer.path_of_module(self)}.layers"
+        layers = x.tracer.create_proxy("get_attr", path, (), {})
+        names = ("in_channels", "condense_factor", "conv", "dropout", "recompute")
+        return mldn_layers(x, layers, {**self._values(), **{name: getattr(self, name) for name in names}})
 
     def _taps(self, convs: list[Any]) -> Tensor:
         """All sets, packed; kept while they are the same, so that their values are not read in every call."""

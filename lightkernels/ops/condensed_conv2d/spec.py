@@ -57,7 +57,7 @@ class Spec:
     tuned_by = ("n", "c", "h", "w", "c_out", "groups", "picked", "dtype", "layout")
 
     # What the machinery asks of an operator.
-    any_gradient = False
+    any_layout = False
     needs_input = True
     inference = True
     definition_only = False

@@ -321,7 +321,7 @@ class Spec:
         return self.version == 2
 
     @property
-    def any_gradient(self) -> bool:
+    def any_layout(self) -> bool:
         return True
 
     @property

@@ -85,10 +85,11 @@ def condensed(
 @triton.jit(do_not_specialize=["TOTAL"])
 def reach(
     w, index, out, TOTAL, WIDTH: tl.constexpr, LAYERS: tl.constexpr, PATHS: tl.constexpr, KAPPA: tl.constexpr,
-    GROUPS: tl.constexpr, PART: tl.constexpr, BE: tl.constexpr,
+    GROUPS: tl.constexpr, PART: tl.constexpr, BE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The reactivation of a condensed block, w[row, kappa / groups] of the channels ``index``, into out[column, kappa],
-    which is zero. WIDTH: channels of a path in the first layer; a group reaches 1 / PART of them."""
+    which is zero. WIDTH: channels of a path in the first layer; a group reaches 1 / PART of them. Rows of a group that
+    name the same channel all store the same sum."""
     row = tl.program_id(0) * BE + tl.arange(0, BE)
     before = 0
     columns = 0
@@ -108,6 +109,11 @@ def reach(
     channel = tl.load(index + row, mask=row < TOTAL, other=-1)
     ok = (channel >= 0) & (channel < wide)
     to = (start + block // GROUPS * wide + tl.where(ok, channel, 0).to(tl.int32)) * KAPPA + block % GROUPS
+    begin = first + block * each
     for i in range(0, KAPPA // GROUPS):
-        value = tl.load(w + row * (KAPPA // GROUPS) + i, mask=ok, other=0.0)
-        tl.store(out + to + i * GROUPS, value, mask=ok)
+        total = tl.zeros((BE,), ACC)
+        for j in range(0, (WIDTH + (LAYERS - 1) * KAPPA) // PART):
+            there = ok & (j < each)
+            same = there & (tl.load(index + begin + j, mask=there, other=-1) == channel)
+            total += tl.load(w + (begin + j) * (KAPPA // GROUPS) + i, mask=same, other=0.0).to(ACC)
+        tl.store(out + to + i * GROUPS, total, mask=ok)

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 SMALL = {"num_warps": 4, "num_stages": 1}
 
 
+def strides(spec: Spec, name: str, channels: int, layout: str | None = None) -> dict[str, int]:
+    """Of images, channels and pixels of a dense tensor in the call's layout, or in another."""
+    pixels, last = spec.h * spec.w, (layout or spec.layout) == "nhwc"
+    return {f"{name}N": channels * pixels, f"{name}C": 1 if last else pixels, f"{name}Q": channels if last else 1}
+
+
 class Tiles:
     """Pixels of a program, which both kernels share; columns and channels of a step."""
 
@@ -50,11 +56,9 @@ class Block:
             "BK": self.tiles.bk,
         }
         self.options = {"num_warps": self.tiles.warps, "num_stages": 3}
-        last = spec.layout == "nhwc"
-        channels, pixels = spec.paths * spec.mid, spec.h * spec.w
-        beside = spec.mid_layout == "nhwc"
-        self.mid_stride = {"TN": channels * pixels, "TC": 1 if beside else pixels, "TQ": channels if beside else 1}
-        self.y_stride = (y.shape[1] * pixels, 1 if last else pixels, y.shape[1] if last else 1)
+        channels = spec.paths * spec.mid
+        self.mid_stride = strides(spec, "T", channels, spec.mid_layout)
+        self.y_stride = tuple(strides(spec, "Y", y.shape[1]).values())
         size = self.m * channels
         if mid is None:
             mid = y.new_empty(spec.mid_shape) if spec.keep else y.new_empty((size,))
@@ -86,7 +90,8 @@ class Block:
         total = t.index_sfr.shape[0]
         triton_forms.reach[(blocks((total, 256)),)](
             t.weight_sfr, t.index_sfr, out, total, WIDTH=spec.widths[0], LAYERS=spec.layers, PATHS=spec.paths,
-            KAPPA=spec.kappa, GROUPS=spec.index_groups, PART=spec.condense_factor, BE=256, **SMALL,
+            KAPPA=spec.kappa, GROUPS=spec.index_groups, PART=spec.condense_factor, BE=256,
+            ACC=self.common["ACC"], **SMALL,
         )  # fmt: skip
         return out
 

@@ -14,15 +14,9 @@ from lightkernels._core import triton_math
 from lightkernels._core.triton_host import blocks, pow2
 from lightkernels.ops.mldn_block import triton_back
 from lightkernels.ops.mldn_block.spec import Inputs, Outputs, Spec
-from lightkernels.ops.mldn_block.triton_launch import SMALL, Block, exchange
+from lightkernels.ops.mldn_block.triton_launch import SMALL, Block, exchange, strides
 
 PROGRAMS = 512  # about, of a weight gradient; a constant, so that its sums have one order everywhere
-
-
-def strides(spec: Spec, name: str, channels: int) -> dict[str, int]:
-    """Of images, channels and pixels of a dense tensor in the call's layout."""
-    pixels, last = spec.h * spec.w, spec.layout == "nhwc"
-    return {f"{name}N": channels * pixels, f"{name}C": 1 if last else pixels, f"{name}Q": channels if last else 1}
 
 
 class Backward:

@@ -15,8 +15,8 @@ from lightkernels._core.spec import dense_stride
 from lightkernels._core.triton_host import blocks, pow2
 from lightkernels.ops.mldn_block import triton_second
 from lightkernels.ops.mldn_block.spec import Inputs, Outputs, Spec
-from lightkernels.ops.mldn_block.triton_launch import SMALL, Block, exchange
-from lightkernels.ops.mldn_block.triton_launch_back import Backward, strides
+from lightkernels.ops.mldn_block.triton_launch import SMALL, Block, exchange, strides
+from lightkernels.ops.mldn_block.triton_launch_back import Backward
 
 
 class Second(Backward):

@@ -205,6 +205,18 @@ def test_the_emulator_shows_a_missing_barrier(module):
     assert not any(torch.equal(f, right) for f in found) and not torch.equal(found[0].isnan(), found[1].isnan())
 
 
+def test_the_emulator_shows_a_copy_that_is_not_awaited(module):
+    found = []
+    for which in (6, 7):
+        out = torch.zeros(64)
+        module.c.lk_reset(0, 0)
+        module.c.lk_faulty(which, cuda_host.pointer(out.data_ptr()))
+        assert not module.c.lk_fault().decode()
+        found.append(out)
+    assert found[0].isnan().all()
+    assert torch.equal(found[1], torch.ones(64))
+
+
 def test_the_committed_figures_are_of_kernels_that_do_not_spill():
     lines = [line for line in STATIC.read_text().splitlines() if not line.startswith("#")]
     rows = list(csv.DictReader(lines))

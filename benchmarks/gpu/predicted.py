@@ -1,4 +1,4 @@
-"""What the native CUDA kernels of multi_dwconv2d are expected to take on an H200, written down before any measurement.
+"""What the native CUDA kernels are expected to take on an H200, written down before any measurement.
 
     python -c "from gpu import predicted; print(predicted.table())" > results/gpu_predicted.csv     in benchmarks/
 
@@ -9,6 +9,7 @@ the data sheet or assumed, and the first run's ceilings put them right.
 
 from __future__ import annotations
 
+from gpu import rsdc, rsdc_predicted
 from gpu.plan import DTYPES, Group, groups
 
 COPY = 4.3e12  # bytes a second
@@ -38,6 +39,8 @@ def _halo(group: Group, layout: str) -> float:
 
 def predicted(group: Group, name: str) -> float | None:
     """Seconds; None for Triton's kernels, for a step, and where only the generic kernels run."""
+    if isinstance(group, rsdc.RsdcGroup):
+        return rsdc_predicted.seconds(group, name, COPY, ISSUE, TENSOR, MARGIN)
     layout, half = name.split()[-1], group.dtype in ("bf16", "fp16")
     stride = group.sizes[4]
     if not name.startswith("cuda") or group.kind == "step" or group.dtype == "fp64":
@@ -73,7 +76,7 @@ def predicted(group: Group, name: str) -> float | None:
 def table() -> str:
     """Every call that has a prediction, in microseconds, beside the time of its least traffic at the copy's rate."""
     lines = ["shape,dtype,variant,pass,layout,predicted_us,traffic_us"]
-    for group in groups():
+    for group in (*groups(), *rsdc.groups()):
         for layout in ("nchw", "nhwc"):
             seconds = predicted(group, f"cuda {layout}")
             if seconds is not None and group.dtype != "fp16":  # as bf16

@@ -10,6 +10,7 @@ from typing import Any
 from gpu import mldn, rsdc
 from gpu.plan import SMALL_BYTES, SMALL_SECONDS, Expected, Group, expected
 from gpu.predicted import predicted
+from gpu.rsdc import RsdcGroup
 
 Record = dict[str, Any]
 NONE = "not measured"
@@ -100,7 +101,7 @@ def rows(records: list[Record]) -> Iterator[Record]:
                 "spread": mine["spread"] if mine else None,
                 "error": record["errors"].get(label),
                 "why": record["refused"].get(label),
-                "predicted": predicted(group, name) if type(group) is Group else None,
+                "predicted": predicted(group, name) if type(group) in (Group, RsdcGroup) else None,
                 "fraction": None,
                 "ratio": None,
                 "square": None,

@@ -129,10 +129,15 @@ LK_DEVICE void load_columns2(u32 (&r)[2], const void* row) {
                : "memory");
 }
 // 16 aligned bytes into shared memory, zeros where they are not `real`: they are there when the group of copies that
-// this one is closed in has been awaited, and a barrier passed. All but the last kOpen groups are awaited.
+// this one is closed in has been awaited, and a barrier passed. All but the last kOpen groups are awaited. kAgain: what
+// is read will be read again soon, and passes through the first cache.
+template <bool kAgain>
 LK_DEVICE void copy_later(void* to, const void* from, bool real) {
-  const u32 at = static_cast<u32>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(at), "l"(from), "r"(real ? 16 : 0) : "memory");
+  const u32 at = static_cast<u32>(__cvta_generic_to_shared(to)), bytes = real ? 16 : 0;
+  if constexpr (kAgain)
+    asm volatile("cp.async.ca.shared.global [%0],[%1],16,%2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+  else
+    asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 LK_DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kOpen>

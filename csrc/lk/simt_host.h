@@ -284,7 +284,10 @@ inline void load_rows4(u32 (&r)[4], const void* row) {
   const unsigned char* all = Machine::get().exchange(6, &row, sizeof(row));
   for (int i = 0; i < 4; ++i) r[i] = pair_of(all, 8 * i, lane / 4, lane % 4, false);
 }
-inline void copy_later(void* to, const void* from, bool real) { Machine::get().copy_later(to, from, real); }
+template <bool>
+inline void copy_later(void* to, const void* from, bool real) {
+  Machine::get().copy_later(to, from, real);
+}
 inline void close_copies() { Machine::get().close_copies(); }
 template <int kOpen>
 inline void await_copies() {

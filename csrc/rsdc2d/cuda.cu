@@ -3,11 +3,13 @@
 
 namespace lk::rsdc2d::cuda {
 
+static i64 parts(const Params& p) { return mma_takes(p, Pass::bwd_w) ? mma_parts(p) : generic_parts(p); }
+
 Kernel kernel_of(const Params& p, Pass pass) { return mma_takes(p, pass) ? Kernel::tensor : Kernel::generic; }
 
 i64 work_size(const Params& p, Pass pass) {
   const i64 sum = p.dtype == DType::f64 ? 8 : 4;
-  if (pass == Pass::bwd_w) return generic_parts(p) * weights_of(p) * sum;
+  if (pass == Pass::bwd_w) return parts(p) * weights_of(p) * sum;
   return mma_takes(p, pass) ? weights_of(p) * 2 : 0;
 }
 
@@ -22,8 +24,8 @@ int bwd_x(const Params& p, void* stream, const void* g, const void* w, void* wor
 }
 
 int bwd_w(const Params& p, void* stream, const void* g, const void* x, void* work, void* gw) {
-  const int error = generic_bwd_w(p, stream, g, x, work);
-  return error ? error : sum_parts(p, stream, work, generic_parts(p), gw);
+  const int error = mma_takes(p, Pass::bwd_w) ? mma_grad(p, stream, g, x, work) : generic_bwd_w(p, stream, g, x, work);
+  return error ? error : sum_parts(p, stream, work, parts(p), gw);
 }
 
 }  // namespace lk::rsdc2d::cuda

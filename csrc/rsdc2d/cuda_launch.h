@@ -23,6 +23,8 @@ int mma_conv(const Params& p, void* stream, bool back, const void* in, const voi
              void* out);
 
 // The first stage of the weight gradient, in so many parts; and the second.
+i64 mma_parts(const Params& p);
+int mma_grad(const Params& p, void* stream, const void* g, const void* x, void* work);
 i64 generic_parts(const Params& p);
 int generic_bwd_w(const Params& p, void* stream, const void* g, const void* x, void* work);
 int sum_parts(const Params& p, void* stream, const void* work, i64 parts, void* gw);

@@ -6,16 +6,28 @@ namespace {
 
 constexpr i64 kGrid = 0x7fffffff;
 
+// Blocks that fill a device about twice.
+#ifdef LK_HOST
+constexpr i64 kFill = 2;
+#else
+constexpr i64 kFill = 264;
+#endif
+
 // Eight numbers of a pixel at once.
 bool eights(const Strides& s) { return s.c == 1 && (s.n | s.h | s.w) % kMmaCopy == 0; }
 
-template <class K>
-int run(const Params& p, MmaArgs& a, void* stream, int columns) {
-  a.tiles = static_cast<int>(ceil_div(a.columns, columns));
+// Of one phase, the largest.
+i64 blocks(const Params& p, const MmaArgs& a, int rows, int columns) {
   const i64 pixels = p.n * ceil_div(a.out_h, a.every_h) * ceil_div(a.out_w, a.every_w);
-  const i64 blocks = ceil_div(pixels, K::kM) * a.p.groups * a.tiles;
-  if (blocks > kGrid) return kUnsupported;
-  return launch<K>(a.back ? "mma_back" : "mma_conv", {blocks, 1, a.every_h * a.every_w}, K::shared_bytes(a), stream, a);
+  return ceil_div(pixels, rows) * a.p.groups * ceil_div(a.columns, columns);
+}
+
+template <class K>
+int run(const Params& p, MmaArgs& a, void* stream) {
+  a.tiles = static_cast<int>(ceil_div(a.columns, K::kN));
+  const i64 count = blocks(p, a, K::kM, K::kN);
+  if (count > kGrid) return kUnsupported;
+  return launch<K>(a.back ? "mma_back" : "mma_conv", {count, 1, a.every_h * a.every_w}, K::shared_bytes(a), stream, a);
 }
 
 // The tile that computes least for the columns, a narrow one's own price included.
@@ -34,16 +46,17 @@ int width_of(i64 columns) {
 
 template <class T>
 int by_width(const Params& p, MmaArgs& a, void* stream) {
-  switch (width_of(a.columns)) {
-    case 128:
-      return run<MmaConv<T, 128, 128, 64, 64, 4, 2>>(p, a, stream, 128);
-    case 64:
-      return run<MmaConv<T, 128, 64, 32, 64, 4, 3>>(p, a, stream, 64);
-    case 32:
-      return run<MmaConv<T, 128, 32, 32, 32, 4, 4>>(p, a, stream, 32);
-    default:
-      return run<MmaConv<T, 128, 16, 32, 16, 4, 4>>(p, a, stream, 16);
-  }
+  const int width = width_of(a.columns);
+  // Tall tiles read the weight less often; short ones are more.
+  const bool tall = blocks(p, a, 256, width) * a.every_h * a.every_w >= kFill;
+  if (width == 128)
+    return tall ? run<MmaConv<T, 256, 128, 64, 64, 3, 1>>(p, a, stream)
+                : run<MmaConv<T, 128, 128, 64, 64, 4, 2>>(p, a, stream);
+  if (width == 64)
+    return tall ? run<MmaConv<T, 256, 64, 64, 64, 3, 2>>(p, a, stream)
+                : run<MmaConv<T, 128, 64, 32, 64, 4, 3>>(p, a, stream);
+  if (width == 32) return run<MmaConv<T, 128, 32, 32, 32, 4, 4>>(p, a, stream);
+  return run<MmaConv<T, 128, 16, 32, 16, 4, 4>>(p, a, stream);
 }
 
 }  // namespace
@@ -52,7 +65,6 @@ bool mma_takes(const Params& p, Pass pass) {
   if ((p.dtype != DType::bf16 && p.dtype != DType::f16) || p.exact || p.taps > kMmaTaps) return false;
   if (p.sets != 1 && p.sets != p.groups) return false;
   const i64 part = p.ci / p.groups, each = p.co / p.groups, depth = pass == Pass::bwd_x ? each : part;
-  if (pass == Pass::bwd_w) return false;
   const i64 reach[] = {p.h,
                        p.w,
                        p.ho * p.stride_h,
@@ -61,8 +73,9 @@ bool mma_takes(const Params& p, Pass pass) {
                        p.kernel * p.dilation_w + p.pad_w};
   for (const i64 size : reach)
     if (size >= kMmaSize) return false;
-  if (part % kMmaCopy || each % kMmaCopy || depth % 16 || p.stride_h * p.stride_w > 65535) return false;
-  return eights(pass == Pass::bwd_x ? p.y : p.x);
+  if (part % kMmaCopy || each % kMmaCopy || (pass != Pass::bwd_w && depth % 16)) return false;
+  if (p.stride_h * p.stride_w > 65535) return false;
+  return (pass == Pass::bwd_x || eights(p.x)) && (pass == Pass::fwd || eights(p.y));
 }
 
 int mma_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* work,

@@ -12,6 +12,7 @@ constexpr int kMmaDepth = 32;  // channels of a step, of one tap or two
 constexpr int kMmaTaps = 128;  // most of a set
 constexpr int kMmaCopy = 8;    // numbers copied at once
 constexpr int kMmaChunks = kMmaDepth / kMmaCopy;
+constexpr int kMmaTogether = 4;             // times 16 channels, whose taps are taken together
 constexpr int kMmaSize = 1 << 29;           // sizes and reach stay below it,
 constexpr int kMmaNowhere = -2 * kMmaSize;  // so that this is outside whatever is added
 
@@ -64,29 +65,40 @@ struct MmaConv {
     const u16 *rows[kRows], *columns[kColumns];
     int top[kRows], left[kRows];
     u32 real;  // columns that there are
-    int chunk, first, tap, block;
+    int chunk, first, tap, first_block, block;
 
     LK_DEVICE void load(const Args& a, u16* stage, const MmaTap* table, int count) {
-      const bool more = tap < count;
+      const int blocks = a.depth / 16;
+      const bool more = first_block < blocks;
       const MmaTap one = more ? table[tap] : MmaTap{0, kMmaNowhere, 0, 0};
-      const int channel = block * 16 + chunk % 2 * kMmaCopy;
+      const int channel = (first_block + block) * 16 + chunk % 2 * kMmaCopy;
       const i64 pixel = one.offset + channel, weight = static_cast<i64>(one.t) * a.depth + channel;
       u16* to = stage + mma_chunk(first, chunk);
       // Nothing is read from the address of what is not there.
       LK_UNROLL for (int i = 0; i < kRows; ++i) {
         const bool is = static_cast<u32>(top[i] + one.dy) < static_cast<u32>(a.in_h) &&
                         static_cast<u32>(left[i] + one.dx) < static_cast<u32>(a.in_w);
-        copy_later(to + i * kPass * kMmaDepth, rows[i] + pixel, is);
+        copy_later<true>(to + i * kPass * kMmaDepth, rows[i] + pixel, is);
       }
       LK_UNROLL for (int i = 0; i < kColumns; ++i) {
         if (kN % kPass && first + i * kPass >= kN) continue;
-        copy_later(to + (kM + i * kPass) * kMmaDepth, columns[i] + weight, more && (real >> i & 1));
+        copy_later<false>(to + (kM + i * kPass) * kMmaDepth, columns[i] + weight, more && (real >> i & 1));
       }
-      block += 2;
+      next(blocks, count, 2);
+    }
+
+    // Goes on by so many 16 channels: all taps of up to 64 channels come before the next 64, so that what taps share of
+    // their pixels is still in the first cache.
+    LK_DEVICE void next(int blocks, int count, int by) {
+      block += by;
       LK_UNROLL for (int twice = 0; twice < 2; ++twice) {
-        if (block < a.depth / 16) break;
-        block -= a.depth / 16;
-        ++tap;
+        const int together = blocks - first_block < kMmaTogether ? blocks - first_block : kMmaTogether;
+        if (block < together || together <= 0) break;
+        block -= together;
+        if (++tap == count) {
+          tap = 0;
+          first_block += kMmaTogether;
+        }
       }
     }
   };
@@ -132,8 +144,7 @@ struct MmaConv {
     Loader loader;
     loader.chunk = tid() % kMmaChunks;
     loader.first = tid() / kMmaChunks;
-    loader.tap = loader.chunk / 2 / (a.depth / 16);
-    loader.block = loader.chunk / 2 % (a.depth / 16);
+    loader.tap = loader.first_block = loader.block = 0;
     loader.real = 0;
     LK_UNROLL for (int i = 0; i < kRows; ++i) {
       const int row = loader.first + i * kPass;
@@ -170,6 +181,7 @@ struct MmaConv {
       LK_UNROLL for (int j = 0; j < kWarpN / 8; ++j) { LK_UNROLL for (int e = 0; e < 4; ++e) sums[i][j][e] = 0; }
     }
     const int count = *live, steps = (count * (a.depth / 16) + 1) / 2;
+    loader.next(a.depth / 16, count, loader.chunk / 2);
     for (int s = 0; s < kStages - 1; ++s) {
       if (s < steps) loader.load(a, stages + s * kStage, table, count);
       close_copies();

@@ -12,6 +12,8 @@ namespace cuda = lk::multi_dwconv2d::cuda;
 
 namespace {
 
+alignas(16) const float kOnes[4] = {1, 1, 1, 1};
+
 // Kernels with a fault each, which the emulator has to find.
 template <int kFault>
 struct Faulty {
@@ -26,7 +28,14 @@ struct Faulty {
     if (kFault == 0) tid() % 2 ? sync_warp() : sync();   // each half of a warp waits for the other
     if (kFault == 1 && tid() % 2) shuffle_xor(1.0f, 1);  // half a warp in an operation of the whole
     if (kFault == 1 && tid() % 2 == 0) sync_warp();
-    if (kFault != 2) sync();  // 2: the other warp's numbers may not be there yet
+    if (kFault != 2) sync();           // 2: the other warp's numbers may not be there yet
+    if (kFault == 5 || kFault == 6) {  // 5: the copy is not awaited
+      sync();
+      if (tid() < 16) copy_later<true>(all + 4 * tid(), kOnes, true);
+      close_copies();
+      if (kFault == 6) await_copies<0>();
+      sync();
+    }
     const float got = all[(tid() + 33) % kThreads];
     if (kFault == 3 && tid() < 32) {
       u32 one, two;
@@ -48,6 +57,8 @@ void lk_faulty(int which, float* out) {
   if (which == 3) launch<Faulty<3>>("faulty", {1}, 512, nullptr, {out});
   if (which == 4) launch<Faulty<4>>("right", {1}, 256, nullptr, {out});
   if (which == 5) launch<Faulty<4>>("large", {1, 65536}, 256, nullptr, {out});
+  if (which == 6) launch<Faulty<5>>("early", {1}, 256, nullptr, {out});
+  if (which == 7) launch<Faulty<6>>("awaited", {1}, 256, nullptr, {out});
 }
 
 void* lk_plan(const i64* head, const i64* x, const i64* y, const i64* rows, i64 branches) {

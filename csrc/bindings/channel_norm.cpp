@@ -1,5 +1,5 @@
 #include "bindings/native.h"
-#include "channel_norm/params.h"
+#include "channel_norm/norm.h"
 
 namespace lk::channel_norm {
 
@@ -11,10 +11,20 @@ void check(int error) { bindings::check("channel_norm", error); }
 
 const float* in(Address a) { return reinterpret_cast<const float*>(a); }
 float* out(Address a) { return reinterpret_cast<float*>(a); }
-double* sums(Address a) { return reinterpret_cast<double*>(a); }
 
 Params params(i64 n, i64 c, i64 pixels, i64 groups, int act, int threads) {
   return {n, c, pixels, groups, static_cast<Act>(act), threads};
+}
+Source map(Address z) { return {in(z), {}, nullptr, nullptr}; }
+Source mixed(i64 inputs, i64 groups, i64 planes, Address d, Address w) {
+  return {nullptr, {inputs, groups, planes}, in(d), in(w)};
+}
+Norm norm(Address weight, Address bias, double eps) { return {in(weight), in(bias), eps, nullptr, nullptr, 0}; }
+
+double product_of(const Params& p, const Norm& norm, const Source& from, Address g) {
+  double found = 0;
+  check(product(table(), p, norm, from, in(g), &found));
+  return found;
 }
 
 void bind(py::module_& m) {
@@ -22,40 +32,47 @@ void bind(py::module_& m) {
   py::class_<Params>(m, "ChannelNorm")
       .def(py::init(&params))
       .def(
-          "moments",
-          [](const Params& p, Address z, Address g, Address to) { check(table().moments(p, in(z), in(g), sums(to))); },
-          nogil())
-      .def(
           "apply",
-          [](const Params& p, Address z, Address scale, Address shift, Address y) {
-            check(table().apply(p, in(z), in(scale), in(shift), out(y)));
+          [](const Params& p, Address z, Address scale, Address shift, Address base, Address y) {
+            check(table().apply(p, in(z), in(scale), in(shift), in(base), out(y)));
           },
           nogil())
       .def(
-          "reduce",
-          [](const Params& p, Address z, Address g, Address scale, Address shift, Address centre, Address to) {
-            check(table().reduce(p, in(z), in(g), in(scale), in(shift), in(centre), sums(to)));
+          "forward",
+          [](const Params& p, Address z, Address weight, Address bias, double eps, Address running_mean,
+             Address running_var, double share, Address kept, Address base, Address y) {
+            const Norm norm{in(weight), in(bias), eps, out(running_mean), out(running_var), share};
+            check(forward(table(), p, norm, map(z), out(kept), in(base), out(y)));
           },
           nogil())
       .def(
           "backward",
-          [](const Params& p, Address z, Address g, Address scale, Address shift, Address factors, Address gz) {
-            check(table().backward(p, in(z), in(g), in(scale), in(shift), in(factors), out(gz)));
+          [](const Params& p, Address z, Address g, Address weight, Address bias, Address kept, Address found,
+             Address gz) {
+            double own = 0;
+            check(backward(table(), p, norm(weight, bias, 0), in(z), in(g), out(kept), out(found), out(gz), &own));
+            return own;
           },
           nogil())
       .def(
-          "mixed_moments",
-          [](const Params& p, i64 inputs, i64 groups, Address d, Address w, Address g, Address to) {
-            check(table().mixed_moments(p, {inputs, groups}, in(d), in(w), in(g), sums(to)));
+          "product",
+          [](const Params& p, Address z, Address g, Address weight, Address bias, double eps) {
+            return product_of(p, norm(weight, bias, eps), map(z), g);
           },
           nogil())
       .def(
-          "mixed_apply",
-          [](const Params& p, i64 inputs, i64 groups, Address d, Address w, Address scale, Address shift, Address base,
-             Address y) {
-            const Mix mix{inputs, groups};
-            check(table().mixed_apply(p, mix, in(d), in(w), in(scale), in(shift), in(base), out(y)));
+          "mixed_forward",
+          [](const Params& p, i64 inputs, i64 groups, i64 planes, Address d, Address w, Address weight, Address bias,
+             double eps, Address kept, Address base, Address y) {
+            const Source from = mixed(inputs, groups, planes, d, w);
+            check(forward(table(), p, norm(weight, bias, eps), from, out(kept), in(base), out(y)));
           },
+          nogil())
+      .def(
+          "mixed_product",
+          [](const Params& p, i64 inputs, i64 groups, i64 planes, Address d, Address w, Address g, Address weight,
+             Address bias,
+             double eps) { return product_of(p, norm(weight, bias, eps), mixed(inputs, groups, planes, d, w), g); },
           nogil());
 }
 

@@ -59,18 +59,20 @@ int moments(const Params& p, const float* z, const float* g, double* sums) {
 }
 
 template <Act kAct>
-void apply_to(const Params& p, const float* z, const float* scale, const float* shift, float* y, i64 from, i64 end) {
+void apply_to(const Params& p, const float* z, const float* scale, const float* shift, const float* base, float* y,
+              i64 from, i64 end) {
   for (i64 n = 0; n < p.n; ++n)
     for (i64 c = from; c < end; ++c) {
       const Where where(p, c);
       const float* const a = z + (n * p.c + c) * p.pixels;
-      float* const plus = y + (n * where.outputs + where.plus) * p.pixels;
-      float* const minus = kAct == Act::crelu ? y + (n * where.outputs + where.minus) * p.pixels : nullptr;
+      const i64 plus = (n * where.outputs + where.plus) * p.pixels;
+      const i64 minus = (n * where.outputs + where.minus) * p.pixels;
       const V s = splat<float>(scale[c]), o = splat<float>(shift[c]);
+      auto put = [&](i64 i, V t, i64 count) { store(y + i, base ? t + load(base + i, count) : t, count); };
       over(p.pixels, [&](i64 i, i64 count) {
         const V t = vfma<V>(load(a + i, count), s, o);
-        store(plus + i, kAct == Act::none ? t : rectified(t), count);
-        if constexpr (kAct == Act::crelu) store(minus + i, rectified(-t), count);
+        put(plus + i, kAct == Act::none ? t : rectified(t), count);
+        if constexpr (kAct == Act::crelu) put(minus + i, rectified(-t), count);
       });
     }
 }
@@ -136,8 +138,8 @@ void backward_to(const Params& p, const float* z, const float* g, const float* s
     if (p.act == Act::crelu) FN<Act::crelu>(__VA_ARGS__); \
   })
 
-int apply(const Params& p, const float* z, const float* scale, const float* shift, float* y) {
-  return LK_BY_ACT(apply_to, p, z, scale, shift, y, from, end);
+int apply(const Params& p, const float* z, const float* scale, const float* shift, const float* base, float* y) {
+  return LK_BY_ACT(apply_to, p, z, scale, shift, base, y, from, end);
 }
 int reduce(const Params& p, const float* z, const float* g, const float* scale, const float* shift, const float* centre,
            double* sums) {

@@ -111,7 +111,7 @@ void mixed_moments_of(const Params& p, const Mix& m, const float* d, const float
         const float* gradients[kOut] = {};
         if constexpr (kGradient)
           for (int o = 0; o < kOut; ++o) gradients[o] = g + (n * p.c + Where(p, pair.first + o).plus) * p.pixels;
-        mixed_plane<kGradient, kIn>(p, filters, d + (n * m.inputs + pair.from) * p.pixels, gradients, shift + k * kOut,
+        mixed_plane<kGradient, kIn>(p, filters, d + (n * m.planes + pair.from) * p.pixels, gradients, shift + k * kOut,
                                     sums.fast + k * kOut, sums.slow + k * kOut);
       }
       if ((n + 1) % images == 0 || n + 1 == p.n) sums.flush(pairs * kOut);
@@ -135,7 +135,7 @@ void mixed_apply_to(const Params& p, const Mix& m, const float* d, const float* 
     for (i64 k = from; k < end; ++k) {
       const Pair pair(p, m, w, k);
       const Filters<kIn> filters(pair);
-      const float* const a = d + (n * m.inputs + pair.from) * p.pixels;
+      const float* const a = d + (n * m.planes + pair.from) * p.pixels;
       i64 at[kOut];
       for (int o = 0; o < kOut; ++o) at[o] = (n * p.c + Where(p, pair.first + o).plus) * p.pixels;
       i64 i = 0;

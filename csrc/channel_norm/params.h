@@ -15,15 +15,17 @@ struct Params {
   int threads;
 };
 
+// planes: from one image of the convolution's input to the next.
 struct Mix {
-  i64 inputs, groups;
+  i64 inputs, groups, planes;
 };
 
 struct Table {
   // sums [4, c]: the mean of z, its variance (of the population), and unless g is null, the sums of g and of
   // g * (z - mean). Act none only.
   int (*moments)(const Params&, const float* z, const float* g, double* sums);
-  int (*apply)(const Params&, const float* z, const float* scale, const float* shift, float* y);
+  // base, of y's shape, is added; it may be null.
+  int (*apply)(const Params&, const float* z, const float* scale, const float* shift, const float* base, float* y);
   // t's gradient d: its sum and that of d * (z - centre), [2, c].
   int (*reduce)(const Params&, const float* z, const float* g, const float* scale, const float* shift,
                 const float* centre, double* sums);
@@ -31,7 +33,7 @@ struct Table {
   int (*backward)(const Params&, const float* z, const float* g, const float* scale, const float* shift,
                   const float* factors, float* gz);
   // moments, and base + apply for act none or relu, of z = w d, which is not stored: a 1x1 convolution to an even
-  // number of channels a group, w [c, inputs / groups], d [n, inputs, pixels]. base, of y's shape, may be null.
+  // number of channels a group, w [c, inputs / groups], d [n, planes, pixels], of which it reads the first inputs.
   int (*mixed_moments)(const Params&, const Mix&, const float* d, const float* w, const float* g, double* sums);
   int (*mixed_apply)(const Params&, const Mix&, const float* d, const float* w, const float* scale, const float* shift,
                      const float* base, float* y);

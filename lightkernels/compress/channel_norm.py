@@ -1,10 +1,12 @@
 """Batch normalisation in training on the CPU: its sums in one pass over the maps, its output and gradient in another.
 
-PyTorch's own takes several of each, and the search needs the sums alone where a neighbour ends in a norm.
+PyTorch's own takes several of each, and the search needs the sums alone where a neighbour ends in a norm. What lies
+between the passes, a few numbers a channel, is computed within the same native call.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -14,59 +16,92 @@ from lightkernels._core import native
 
 Act = Literal["none", "relu", "crelu"]
 _ACTS = {"none": 0, "relu": 1, "crelu": 2}
-_nothing = torch.empty(0)
+_threads = torch.get_num_threads
+
+
+def _at(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 class ChannelNorm:
     """The passes for maps ``z`` ``[n, c, h, w]``; ``y`` and ``g`` are what follows an activation and a shuffle.
 
-    With ``t = scale * z + shift`` in each channel, ``y = shuffle(act(t))``. ``"crelu"`` doubles the channels.
+    With ``t = scale * z + shift`` in each channel, ``y = base + shuffle(act(t))``. ``"crelu"`` doubles the channels.
+    What a forward keeps for its backward is float32 ``[5, c]``: mean, variance, 1 / deviation, scale, shift.
     """
 
-    def __init__(self, module: Any, z: Tensor, act: Act, groups: int) -> None:
+    def __init__(self, kind: Any, z: Tensor, act: Act, groups: int) -> None:
         n, c, h, w = z.shape
-        self.z, self.c, self.count = z, c, n * h * w
+        self.z, self.c = z, c
         self.shape = (n, 2 * c if act == "crelu" else c, h, w)
-        self._native = module.ChannelNorm(n, c, h * w, groups, _ACTS[act], torch.get_num_threads())
+        self._native = kind(n, c, h * w, groups, _ACTS[act], _threads())
 
-    def moments(self, g: Tensor | None = None) -> Tensor:
-        """float64 ``[4, c]``: mean and variance of z; the sums of g and of ``g * (z - mean)``, for act "none"."""
-        found = torch.empty(4, self.c, dtype=torch.float64)
-        g = None if g is None else g.contiguous()
-        self._native.moments(self.z.data_ptr(), 0 if g is None else g.data_ptr(), found.data_ptr())
-        return found
-
-    def apply(self, scale: Tensor, shift: Tensor) -> Tensor:
+    def apply(self, scale: Tensor, shift: Tensor, base: Tensor | None = None) -> Tensor:
         """``y``; scale and shift float32 ``[c]``."""
-        y = torch.empty(self.shape)
-        self._native.apply(self.z.data_ptr(), scale.data_ptr(), shift.data_ptr(), y.data_ptr())
+        y, base = torch.empty(self.shape), None if base is None else base.contiguous()
+        self._native.apply(self.z.data_ptr(), scale.data_ptr(), shift.data_ptr(), _at(base), y.data_ptr())
         return y
 
-    def reduce(self, g: Tensor, scale: Tensor, shift: Tensor, centre: Tensor) -> Tensor:
-        """float64 ``[2, c]``: of d, the gradient of t, the sums of d and of ``d * (z - centre)``."""
-        found, g = torch.empty(2, self.c, dtype=torch.float64), g.contiguous()
-        at = (t.data_ptr() for t in (self.z, g, scale, shift, centre, found))
-        self._native.reduce(*at)
+    def forward(self, norm: nn.BatchNorm2d, base: Tensor | None = None, count: bool = False) -> tuple[Tensor, Tensor]:
+        """``y`` by the statistics of the batch, and what is kept; with `count` the running ones take their share."""
+        y, kept = torch.empty(self.shape), torch.empty(5, self.c)
+        base = None if base is None else base.contiguous()
+        mean, variance, share = _running(norm) if count else (0, 0, 0.0)
+        at = (self.z.data_ptr(), _at(norm.weight), _at(norm.bias), norm.eps, mean, variance, share)
+        self._native.forward(*at, kept.data_ptr(), _at(base), y.data_ptr())
+        return y, kept
+
+    def backward(
+        self, g: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Tensor, wanted: bool = True
+    ) -> tuple[Tensor | None, Tensor, float]:
+        """z's gradient if wanted; those of weight and bias ``[2, c]``; their sum of products with weight and bias."""
+        gz, found, g = torch.empty_like(self.z) if wanted else None, torch.empty(2, self.c), g.contiguous()
+        at = (self.z.data_ptr(), g.data_ptr(), _at(weight), _at(bias), kept.data_ptr(), found.data_ptr(), _at(gz))
+        own: float = self._native.backward(*at)
+        return gz, found, own
+
+    def product(self, norm: nn.BatchNorm2d, g: Tensor) -> float:
+        """The scalar product of ``y``, without base and by the statistics of the batch, and ``g``."""
+        g = g.contiguous()
+        at = (self.z.data_ptr(), g.data_ptr(), _at(norm.weight), _at(norm.bias), norm.eps)
+        found: float = self._native.product(*at)
         return found
 
-    def backward(self, g: Tensor, scale: Tensor, shift: Tensor, factors: Tensor) -> Tensor:
-        """``a * d + b * (z - centre) + k``; factors float32 ``[4, c]``: a, b, centre, k."""
-        gz, g = torch.empty_like(self.z), g.contiguous()
-        at = (t.data_ptr() for t in (self.z, g, scale, shift, factors, gz))
-        self._native.backward(*at)
-        return gz
+
+def _running(norm: nn.BatchNorm2d) -> tuple[int, int, float]:
+    """Where the running statistics are, one batch more counted, and the share that this batch has in them."""
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return 0, 0, 0.0
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    return norm.running_mean.data_ptr(), norm.running_var.data_ptr(), share
+
+
+@cache
+def _native_kind(module: Any) -> Any:
+    """The native class, or None: of another build, or of none."""
+    kind = getattr(module, "ChannelNorm", None)
+    return kind if hasattr(kind, "mixed_product") else None
 
 
 def _is_plain(z: Tensor) -> bool:
     return z.dtype is torch.float32 and z.is_cpu and z.is_contiguous() and z.numel() > 0
 
 
-def channel_norm(z: Tensor, act: Act = "none", groups: int = 1) -> ChannelNorm | None:
-    """The passes, where the native module has them and ``z`` is float32, dense in NCHW and on the CPU."""
-    if not _is_plain(z):
+def channel_norm(z: Tensor, act: Act = "none", groups: int = 1, norm: nn.BatchNorm2d | None = None) -> Any:
+    """A :class:`ChannelNorm`, where the native module has one, ``z`` is float32, dense in NCHW and on the CPU, and so
+    is all that the norm, if named, keeps a channel; else None.
+    """
+    if not _is_plain(z) or (norm is not None and not _is_single(norm)):
         return None
-    module = native.load("_C")[0]
-    return ChannelNorm(module, z, act, groups) if hasattr(module, "ChannelNorm") else None
+    kind = _native_kind(native.load("_C")[0])
+    return None if kind is None else ChannelNorm(kind, z, act, groups)
+
+
+def _is_single(norm: nn.BatchNorm2d) -> bool:
+    kept = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return all(t is None or (t.dtype is torch.float32 and t.is_contiguous() and t.is_cpu) for t in kept)
 
 
 # Weights of a 1x1 convolution beyond which a matrix product of its own is faster than making its output twice.
@@ -74,46 +109,48 @@ _MIXED = 1024
 
 
 class MixedNorm:
-    """The passes of :class:`ChannelNorm` for ``z = conv(d)``, a 1x1 convolution whose output is not stored."""
+    """:class:`ChannelNorm` for ``z = conv(d)``, a 1x1 convolution whose output is not stored."""
 
-    def __init__(self, module: Any, conv: nn.Conv2d, d: Tensor, act: Act, groups: int) -> None:
+    def __init__(self, kind: Any, conv: nn.Conv2d, d: Tensor, act: Act, groups: int) -> None:
         n, inputs, h, w = d.shape
-        self.d, self.weight, self.c, self.shape = (
-            d,
-            conv.weight.detach(),
-            conv.out_channels,
-            (n, conv.out_channels, h, w),
-        )
-        self._mix = inputs, conv.groups
-        self._native = module.ChannelNorm(n, self.c, h * w, groups, _ACTS[act], torch.get_num_threads())
+        weight, c = conv.weight, conv.out_channels
+        self.c, self.shape = c, (n, c, h, w)
+        # The tensors are held, as their addresses are.
+        self._held = d, weight
+        self._from = inputs, conv.groups, d.stride(0) // (h * w), d.data_ptr(), weight.data_ptr()
+        self._native = kind(n, c, h * w, groups, _ACTS[act], _threads())
 
-    def moments(self, g: Tensor | None = None) -> Tensor:
-        """As those of :class:`ChannelNorm`; g, if given, of y's shape."""
-        found = torch.empty(4, self.c, dtype=torch.float64)
-        g = None if g is None else g.contiguous()
-        at = (self.d.data_ptr(), self.weight.data_ptr(), 0 if g is None else g.data_ptr(), found.data_ptr())
-        self._native.mixed_moments(*self._mix, *at)
-        return found
-
-    def apply(self, scale: Tensor, shift: Tensor, base: Tensor | None = None) -> Tensor:
-        """``base + shuffle(act(scale * z + shift))``, act "none" or "relu"."""
-        y = torch.empty(self.shape)
-        base = None if base is None else base.contiguous()
-        at = (self.d, self.weight, scale, shift)
-        to = (0 if base is None else base.data_ptr(), y.data_ptr())
-        self._native.mixed_apply(*self._mix, *(t.data_ptr() for t in at), *to)
+    def forward(self, norm: nn.BatchNorm2d, base: Tensor | None = None) -> Tensor:
+        """``base + shuffle(act(t))`` by the statistics of the batch, act "none" or "relu"."""
+        y, kept, base = torch.empty(self.shape), torch.empty(5, self.c), None if base is None else base.contiguous()
+        at = (_at(norm.weight), _at(norm.bias), norm.eps, kept.data_ptr(), _at(base), y.data_ptr())
+        self._native.mixed_forward(*self._from, *at)
         return y
 
+    def product(self, norm: nn.BatchNorm2d, g: Tensor) -> float:
+        """Of ``y`` and ``g``, act "none"."""
+        g = g.contiguous()
+        at = (g.data_ptr(), _at(norm.weight), _at(norm.bias), norm.eps)
+        found: float = self._native.mixed_product(*self._from, *at)
+        return found
 
-def mixed_norm(conv: nn.Conv2d, d: Tensor, act: Act = "none", groups: int = 1) -> MixedNorm | None:
-    """The passes, where the native module has them and this 1x1 convolution is small; else None."""
+
+def mixed_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, d: Tensor, act: Act = "none", groups: int = 1) -> Any:
+    """A :class:`MixedNorm`, where the native module has one and this 1x1 convolution is small; else None.
+
+    The maps of an image must be dense, images need not follow each other.
+    """
     w = conv.weight
-    if w.dtype is not torch.float32 or not w.is_contiguous() or not _is_plain(d):
+    n, c, height, width = d.shape
+    if d.dtype is not torch.float32 or not d.is_cpu or not n * c * height * width:
+        return None
+    if d.stride()[1:] != (height * width, width, 1) or d.stride(0) % (height * width):
+        return None
+    if w.dtype is not torch.float32 or not w.is_contiguous() or not _is_single(norm):
         return None
     if conv.kernel_size != (1, 1) or conv.stride != (1, 1) or conv.bias is not None:
         return None
     if conv.out_channels // conv.groups % 2 or w.shape[0] // conv.groups * w.shape[1] > _MIXED:
         return None
-    module: Any = native.load("_C")[0]
-    found = hasattr(module, "ChannelNorm") and hasattr(module.ChannelNorm, "mixed_moments")
-    return MixedNorm(module, conv, d, act, groups) if found else None
+    kind = _native_kind(native.load("_C")[0])
+    return None if kind is None else MixedNorm(kind, conv, d, act, groups)

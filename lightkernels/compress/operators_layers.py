@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightkernels._core import taps as sets
+from lightkernels._core import tracing
 from lightkernels.functional import multi_dwconv2d, rsdc2d
 from lightkernels.nn import MultiDepthwiseConv2d, RSDC2d
 
@@ -18,7 +19,7 @@ _NARROW = 64
 
 def leaving() -> bool:
     """Whether the call is recorded for another runtime, which has none of our operators."""
-    return bool(torch._C._get_tracing_state()) or torch.onnx.is_in_onnx_export()
+    return tracing.state() is not None or torch.onnx.is_in_onnx_export()
 
 
 class GroupedConv2d(nn.Conv2d):

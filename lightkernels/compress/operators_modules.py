@@ -7,23 +7,23 @@ output's gradient, and with a linear norm at the end that product is a few sums 
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightkernels.compress.channel_norm import MixedNorm, channel_norm, mixed_norm
+from lightkernels.compress.channel_norm import Act, channel_norm, mixed_norm
 from lightkernels.compress.operators_layers import DepthwiseConv2d, GroupedConv2d, Shuffle, plain
 from lightkernels.compress.operators_passes import (
     Again,
     Own,
     Repeats,
+    Value,
     affine,
     convolved,
     is_quick,
     norm_act,
-    normalised,
-    plus,
     product,
     recomputed,
     running_as,
@@ -67,7 +67,7 @@ class Gradient:
         return self._signs[groups]
 
 
-def norm_product(norm: nn.Module, z: Tensor, g: Gradient, groups: int = 1) -> Tensor:
+def norm_product(norm: nn.Module, z: Tensor, g: Gradient, groups: int = 1) -> Value:
     """The scalar product of ``shuffle(norm(z))`` and the gradient; running statistics are read in evaluation only."""
     if not is_quick(norm, z) or g.g.dtype != z.dtype:
         return product(norm(z), g.unshuffled(groups))
@@ -75,20 +75,14 @@ def norm_product(norm: nn.Module, z: Tensor, g: Gradient, groups: int = 1) -> Te
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         mean, variance = wide(norm.running_mean), wide(norm.running_var)
     else:
-        kernels = channel_norm(z, "none", 1 if groups == z.shape[1] else groups)
+        kernels = channel_norm(z, "none", 1 if groups == z.shape[1] else groups, norm)
         if kernels is not None:
-            return moments_product(norm, kernels.moments(g.g))
+            found: Value = kernels.product(norm, g.g)
+            return found
         mean, variance = sums(z)
     scale, bias = affine(norm, variance)
     products = wide((z * g.unshuffled(groups)).sum((2, 3))).sum(0)
     return torch.dot(scale, products) + torch.dot(bias - mean * scale, g.sums(groups))
-
-
-def moments_product(norm: nn.BatchNorm2d, moments: Tensor) -> Tensor:
-    """Of the norm's output and the gradient, from the kernels' sums over both."""
-    _, variance, total, centred = moments
-    scale, bias = affine(norm, variance)
-    return torch.dot(scale, centred) + torch.dot(bias, total)
 
 
 class Operator(nn.Module):
@@ -103,11 +97,11 @@ class Operator(nn.Module):
     def finish(self, *features: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def probe(self, features: Features, g: Gradient) -> Tensor:
+    def probe(self, features: Features, g: Gradient) -> Value:
         """The scalar product of ``finish(*features)`` and the gradient."""
         return product(self.finish(*features), g.g)
 
-    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Tensor:
+    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Value:
         """``probe(features(x, first), g)``, for neighbours, which keep no features."""
         return self.probe(self.features(x, first), g)
 
@@ -141,9 +135,14 @@ class Normed(Operator):
         self.shuffle: nn.Module = nn.Identity() if self.groups in (1, channels) else Shuffle(self.groups)
 
     def finish(self, *features: Tensor) -> Tensor:
-        return norm_act(self.norm, features[0], "relu" if self.act else "none", self.shuffle)
+        return self.end(features[0])
 
-    def probe(self, features: Features, g: Gradient) -> Tensor:
+    def end(self, z: Tensor, base: Tensor | None = None, again: Again | None = None) -> Tensor:
+        """What follows the convolutions, plus base, which `again` can make once more."""
+        act: Act = "relu" if self.act else "none"
+        return norm_act(self.norm, z, act, self.shuffle, base=base, again=again)
+
+    def probe(self, features: Features, g: Gradient) -> Value:
         if not self.act:
             return norm_product(self.norm, features[0], g, self.groups)
         return product(norm_act(self.norm, features[0], "relu"), g.unshuffled(self.groups))
@@ -182,14 +181,12 @@ class CReLUConvolution(Operator):
     def finish(self, *features: Tensor) -> Tensor:
         return norm_act(self.norm, features[0], "crelu", self.shuffle)
 
-    def probe(self, features: Features, g: Gradient) -> Tensor:
+    def probe(self, features: Features, g: Gradient) -> Value:
         (z,), norm = features, self.norm
-        kernels = channel_norm(z, "crelu", self.mixed) if norm.training and g.g.dtype == z.dtype else None
+        kernels = channel_norm(z, "crelu", self.mixed, norm) if norm.training and g.g.dtype == z.dtype else None
         if kernels is not None:
-            (mean, variance), factor, shift = normalised(norm, kernels)
-            total, centred = kernels.reduce(g.g, factor, shift, mean.float())
-            scale, bias = affine(norm, variance)
-            return torch.dot(scale, centred) + torch.dot(bias, total)
+            found: Value = kernels.product(norm, g.g)
+            return found
         # max(-t, 0) is max(t, 0) - t: one rectified map is enough.
         both, minus = g.signs(self.mixed)
         t = norm_act(norm, z)
@@ -222,17 +219,21 @@ class Separable(Normed):
             return (self.pointwise(first),)
         return (recomputed(self.depthwise, self.pointwise, x),)
 
-    def mixed(self, d: Tensor) -> MixedNorm | None:
+    def mixed(self, d: Tensor) -> Any:
         """The norm in training of what the 1x1 convolution makes of ``d``, where that need not be stored."""
-        if type(self.norm) is not nn.BatchNorm2d or not self.norm.training or d.numel() == d.shape[1]:
+        norm = self.norm
+        if type(norm) is not nn.BatchNorm2d or not norm.training or d.numel() == d.shape[1]:
             return None
         groups = self.shuffle.groups if isinstance(self.shuffle, Shuffle) else 1
-        return mixed_norm(self.pointwise, d, "relu" if self.act else "none", groups)
+        return mixed_norm(self.pointwise, norm, d, "relu" if self.act else "none", groups)
 
-    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Tensor:
+    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Value:
         d = self.depthwise(x) if first is None else first
         kernels = None if self.act or g.g.dtype is not torch.float32 else self.mixed(d)
-        return super().value(x, g, d) if kernels is None else moments_product(self.norm, kernels.moments(g.g))
+        if kernels is None:
+            return super().value(x, g, d)
+        found: Value = kernels.product(self.norm, g.g)
+        return found
 
 
 class ResidualSeparable(Operator):
@@ -265,10 +266,10 @@ class ResidualSeparable(Operator):
 
     def _run(self, x: Tensor, first: Tensor | None = None) -> tuple[Features, Again | None]:
         """The features, and what makes h again where backward shall not keep it."""
-        unit, repeats, base = self.unit1, Repeats(), x.detach()
+        unit, repeats = self.unit1, Repeats()
         (z,) = unit.features(x, first)
-        h = x + norm_act(unit.norm, z, "relu", unit.shuffle, repeats)
-        again = Again(h, lambda: base + repeats[0]()) if repeats else None
+        h = norm_act(unit.norm, z, "relu", unit.shuffle, repeats, x)
+        again = Again(h, repeats[0]) if repeats else None
         with contextlib.nullcontext() if again is None else again.left_out():
             z = recomputed(self.unit2.depthwise, self.unit2.pointwise, h, again)
         return (z, h) if self.residual else (z,), again
@@ -277,23 +278,22 @@ class ResidualSeparable(Operator):
         with running_as("active"):
             features, again = self._run(x)
         with running_as("active", own):
-            y = self.unit2.finish(features[0])
-            return plus(y, features[1], again) if self.residual else y, features
+            h = features[1] if self.residual else None
+            return self.unit2.end(features[0], h, again if self.residual else None), features
 
-    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Tensor:
+    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Value:
         d = self.unit1.depthwise(x) if first is None else first
         kernels = self.unit1.mixed(d)
         if kernels is None:
             return super().value(x, g, d)
-        h = kernels.apply(*normalised(self.unit1.norm, kernels)[1:], x)
+        h = kernels.forward(self.unit1.norm, x)
         value = self.unit2.value(h, g)
         return value + product(h, g.g) if self.residual else value
 
     def finish(self, *features: Tensor) -> Tensor:
-        y = self.unit2.finish(features[0])
-        return y + features[1] if self.residual else y
+        return self.unit2.end(features[0], features[1] if self.residual else None)
 
-    def probe(self, features: Features, g: Gradient) -> Tensor:
+    def probe(self, features: Features, g: Gradient) -> Value:
         value = self.unit2.probe(features[:1], g)
         return value + product(features[1], g.g) if self.residual else value
 

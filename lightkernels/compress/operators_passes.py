@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from lightkernels._core.spec import Layout, is_dense
-from lightkernels.compress.channel_norm import Act, ChannelNorm, MixedNorm, channel_norm
+from lightkernels.compress.channel_norm import Act, channel_norm
 from lightkernels.compress.operators_layers import GroupedConv2d, Shuffle, leaving
 
+Value = Tensor | float  # of a scalar product; a float where no device has to be waited for
 Repeats = list[Callable[[], Tensor]]
 _LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
 
@@ -116,8 +117,18 @@ def sums(z: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (square - mean.square()).clamp_(min=0)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """The scalar product of two maps; 16-bit types are summed in float32."""
+def product(a: Tensor, b: Tensor) -> Value:
+    """The scalar product of two maps, a number on the CPU; 16-bit types are summed in float32."""
+    found = _product(a, b)
+    return found.item() if found.is_cpu else found
+
+
+def scaled(column: Tensor, value: Value) -> Tensor:
+    """Their product, of the column's type."""
+    return column * (value if isinstance(value, float) else value.to(column.dtype))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype.itemsize < 4 or b.dtype.itemsize < 4:
         a, b = a.float(), b.float()
     if a.stride() != b.stride() or not any(is_dense(a.shape, a.stride(), layout) for layout in _LAYOUTS):
@@ -135,42 +146,38 @@ def affine(norm: nn.BatchNorm2d, variance: Tensor) -> tuple[Tensor, Tensor]:
     return scale, torch.zeros_like(scale) if norm.bias is None else wide(norm.bias.detach())
 
 
-def normalised(norm: nn.BatchNorm2d, kernels: ChannelNorm | MixedNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance of the batch, float64 ``[2, c]``; the norm as one scale and one shift, float32."""
-    moments = kernels.moments()[:2]
-    scale, bias = affine(norm, moments[1])
-    return moments, scale.float(), torch.addcmul(bias, moments[0], scale, value=-1).float()
-
-
 def norm_act(
     norm: nn.Module,
     z: Tensor,
     act: Act = "none",
     shuffle: nn.Module | None = None,
     repeats: Repeats | None = None,
+    base: Tensor | None = None,
+    again: Again | None = None,
 ) -> Tensor:
-    """The norm and what follows: nothing, ReLU, or the rectified map and the rectified negative; a shuffle.
+    """The norm and what follows: nothing, ReLU, or the rectified map and the rectified negative; a shuffle; plus base.
 
-    What makes the output of the active operator once more is appended to `repeats`.
+    What makes the output of the active operator once more is appended to `repeats`; `again` makes base.
     """
     if _pass.kind != "whole" and is_quick(norm, z) and norm.training and z.numel() > z.shape[1]:
         assert isinstance(norm, nn.BatchNorm2d)
         groups = shuffle.groups if isinstance(shuffle, Shuffle) else 1
         if _pass.kind == "neighbour":
-            kernels = channel_norm(z, act, groups)
+            kernels = channel_norm(z, act, groups, norm)
             if kernels is not None:
-                return kernels.apply(*normalised(norm, kernels)[1:])
+                found: Tensor = kernels.forward(norm, base)[0]
+                return found
             mean, variance = (t.to(z.dtype) for t in sums(z))
-            return _normed(norm, z, act, groups, mean, variance)
+            return _normed(norm, z, act, groups, mean, variance, base)
         if z.is_cpu and torch.is_grad_enabled():
             own = _pass.own if norm.affine else None
             gate = () if own is None else (own.alpha, own.column)
             if own is not None:
                 own.taken = True
-            args = (norm, act, groups, repeats, z, norm.weight, norm.bias, *gate)
+            args = (norm, act, groups, repeats, again, z, norm.weight, norm.bias, base, *gate)
             out: Tensor = _NormAct.apply(*args)  # type: ignore[no-untyped-call]
             return out
-    quick = _for_inference(norm, z, act, shuffle)
+    quick = _for_inference(norm, z, act, shuffle, base)
     if quick is not None:
         return quick
     y: Tensor = norm(z)
@@ -178,10 +185,13 @@ def norm_act(
         y = torch.cat((F.relu(y), F.relu(-y)), 1)
     elif act == "relu":
         y = F.relu(y)
-    return y if shuffle is None else shuffle(y)
+    y = y if shuffle is None else shuffle(y)
+    return y if base is None else y + base
 
 
-def _for_inference(norm: nn.Module, z: Tensor, act: Act, shuffle: nn.Module | None) -> Tensor | None:
+def _for_inference(
+    norm: nn.Module, z: Tensor, act: Act, shuffle: nn.Module | None, base: Tensor | None
+) -> Tensor | None:
     """All of it in one pass where nobody looks: no gradient, no hook, no mode, no compiler."""
     if torch.is_grad_enabled() or norm.training or type(norm) is not nn.BatchNorm2d or type(z) is not Tensor:
         return None
@@ -194,7 +204,8 @@ def _for_inference(norm: nn.Module, z: Tensor, act: Act, shuffle: nn.Module | No
     if kernels is None:
         return None
     scale = weight * (variance + norm.eps).rsqrt_()
-    return kernels.apply(scale, torch.addcmul(norm.bias, mean, scale, value=-1))
+    y: Tensor = kernels.apply(scale, torch.addcmul(norm.bias, mean, scale, value=-1), base)
+    return y
 
 
 def _watched() -> bool:
@@ -207,17 +218,20 @@ def _watched() -> bool:
     )
 
 
-def _normed(norm: nn.BatchNorm2d, z: Tensor, act: Act, groups: int, mean: Tensor, variance: Tensor) -> Tensor:
+def _normed(
+    norm: nn.BatchNorm2d, z: Tensor, act: Act, groups: int, mean: Tensor, variance: Tensor, base: Tensor | None
+) -> Tensor:
     y = F.batch_norm(z, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
     if act == "relu":
         F.relu_(y)
     elif act == "crelu":
         y = torch.cat((F.relu(y), y.neg_().relu_()), 1)
-    return y if groups == 1 else F.channel_shuffle(y, groups)
+    y = y if groups == 1 else F.channel_shuffle(y, groups)
+    return y if base is None else y + base
 
 
 class _NormAct(Function):
-    """A norm in training, its activation and a shuffle, of which only the norm's input is kept."""
+    """A norm in training, its activation, a shuffle and a sum, of which only the norm's input is kept."""
 
     @staticmethod
     def forward(
@@ -226,73 +240,69 @@ class _NormAct(Function):
         act: Act,
         groups: int,
         repeats: Repeats | None,
+        again: Again | None,
         z: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        base: Tensor | None,
         alpha: Tensor | None = None,
         column: Tensor | None = None,
     ) -> Tensor:
-        kernels, count, kept = channel_norm(z, act, groups), z.numel() // z.shape[1], z.detach()
+        kernels, kept = channel_norm(z, act, groups, norm), z.detach()
+        other = None if base is None else base.detach()
         if kernels is None:
+            count = z.numel() // z.shape[1]
             mean = (z.sum((2, 3)).double().sum(0) / count).to(z.dtype)
             centred = z - mean[:, None, None]
             variance = (torch.linalg.vector_norm(centred, dim=(2, 3)).double().square().sum(0) / count).to(z.dtype)
+            _count_in(norm, mean, variance, count)
             given: tuple[Tensor, ...] = (mean, variance)
+            y = _normed(norm, kept, act, groups, mean, variance, base)
 
             def make() -> Tensor:
-                return _normed(norm, kept, act, groups, mean, variance)
+                return _normed(norm, kept, act, groups, mean, variance, other)
 
         else:
-            moments, scale, shift = normalised(norm, kernels)
-            mean, variance = moments.float()
-            given = (moments, scale, shift)
+            y, numbers = kernels.forward(norm, base, count=True)
+            given = (numbers,)
 
             def make() -> Tensor:
-                found = channel_norm(kept, act, groups)
-                assert found is not None
-                return found.apply(scale, shift)
+                found: Tensor = channel_norm(kept, act, groups).apply(numbers[3], numbers[4], other)
+                return found
 
-        _count_in(norm, mean, variance, count)
         if repeats is not None:
             repeats.append(make)
+        ctx.read = None
+        if column is not None and base is not None:
+            if again is None:
+                given = (*given, base)
+            else:
+                ctx.read = again.reader()
         ctx.save_for_backward(z, weight, bias, *given)
         ctx.act, ctx.groups, ctx.eps, ctx.column = act, groups, norm.eps, column
-        return make()
+        ctx.native, ctx.added = kernels is not None, base is not None
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second()
         z, weight, bias, *given = ctx.saved_tensors
-        need = [*ctx.needs_input_grad[4:7]]
-        run = _backward if len(given) == 2 else _native_backward
-        dz, dw, db = run(ctx, g, z, weight, bias, given, need if ctx.column is None else [need[0], True, True])
-        grads = None, None, None, None, dz, dw if need[1] else None, db if need[2] else None
+        need = ctx.needs_input_grad[5:8]
+        own: Value
+        if ctx.native:
+            kernels = channel_norm(z, ctx.act, ctx.groups)
+            dz, (dw, db), own = kernels.backward(g, weight, bias, given[0], need[0])
+        else:
+            wanted = need if ctx.column is None else (need[0], True, True)
+            dz, dw, db = _backward(ctx, g, z, weight, bias, given, wanted)
+            own = 0.0 if ctx.column is None else torch.dot(weight, dw) + torch.dot(bias, db)
+        grads = None, None, None, None, None, dz, dw if need[1] else None, db if need[2] else None
+        grads = *grads, g if ctx.added else None
         if ctx.column is None:
             return grads
-        return *grads, ctx.column * (torch.dot(weight, dw) + torch.dot(bias, db)).to(ctx.column.dtype), None
-
-
-def _native_backward(
-    ctx: Any,
-    g: Tensor,
-    z: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    given: Sequence[Tensor],
-    need: Sequence[bool],
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    moments, scale, shift = given
-    kernels = channel_norm(z, ctx.act, ctx.groups)
-    assert kernels is not None
-    mean, inverse = moments[0].float(), (moments[1] + ctx.eps).rsqrt()
-    total, product = kernels.reduce(g, scale, shift, mean)
-    product = product * inverse
-    dz = None
-    if need[0]:
-        share = scale / -kernels.count
-        factors = torch.stack((scale, (share * product * inverse).float(), mean, (share * total).float()))
-        dz = kernels.backward(g, scale, shift, factors)
-    return dz, product.float(), total.float()
+        if ctx.added:
+            own = own + product(ctx.read() if ctx.read is not None else given[-1], g)
+        return *grads, scaled(ctx.column, own), None
 
 
 def _backward(
@@ -304,7 +314,7 @@ def _backward(
     given: Sequence[Tensor],
     need: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    mean, variance = given
+    mean, variance = given[:2]
     if ctx.groups > 1:
         g = F.channel_shuffle(g, g.shape[1] // ctx.groups)
     if ctx.act != "none":
@@ -385,27 +395,3 @@ def recomputed(
 
     with Again(y, lambda: inner(read())).left_out():
         return outer(y)
-
-
-def plus(y: Tensor, h: Tensor, again: Again | None) -> Tensor:
-    """``y + h``, of which `h` adds its share to the gates' gradient where `y` did."""
-    own = _pass.own
-    if own is None or not own.taken:
-        return y + h
-    out: Tensor = _Plus.apply(y, h, own.alpha, own.column, again)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _Plus(Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, h: Tensor, alpha: Tensor, column: Tensor, again: Again | None) -> Tensor:
-        ctx.column, ctx.read = column, None if again is None else again.reader()
-        if again is None:
-            ctx.save_for_backward(h)
-        return y + h
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second()
-        (h,) = ctx.saved_tensors if ctx.read is None else (ctx.read(),)
-        return g, g, ctx.column * product(h, g).to(ctx.column.dtype), None, None

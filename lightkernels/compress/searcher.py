@@ -135,8 +135,7 @@ class Searcher:
             return
         if self.phase == "search":
             self._take_turns(self.settings.gate_every)
-        if self.gates[0].device.type != "cpu":
-            sync_codes(self.model)
+        sync_codes(self.selections)
 
     def _take_turns(self, every: int) -> None:
         """Of every round of steps, the neighbours of each layer run in one; the order is drawn once an epoch."""

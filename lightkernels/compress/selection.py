@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from lightkernels.compress import gate
 from lightkernels.compress.operators import build_operator, kind_of
 from lightkernels.compress.operators_layers import DepthwiseConv2d
 from lightkernels.compress.operators_modules import Features, Gradient, Operator
-from lightkernels.compress.operators_passes import Low, Own, product, refuse_second, running_as
+from lightkernels.compress.operators_passes import Low, Own, Value, product, refuse_second, running_as
 from lightkernels.functional import multi_dwconv2d
 
 _LEAST = 0.05
@@ -104,6 +104,7 @@ class Selection(nn.Module):
         self.dtype: torch.dtype | None = None
         self.set_schedule(0, 1)
         self._read: tuple[Tensor, int, int] | None = None
+        self._sloped: tuple[Tensor, int, float, float, Tensor] | None = None
         self._held: tuple[int, bool, Tensor] | None = None
         masks = torch.eye(len(names), dtype=wide, device=device)[list(self.codes)]
         changes = masks.new_zeros(len(self.codes), len(self.alpha), len(names))
@@ -161,7 +162,14 @@ class Selection(nn.Module):
 
     def slope(self) -> Tensor:
         """``[m]``, the derivative A' at each gate, without graph."""
-        return gate.slope(self.alpha.detach(), self.t, self.k)
+        known, alpha = self._sloped, self.alpha
+        if known is None or known[0] is not alpha or known[1:4] != (alpha._version, self.t, self.k):
+            known = self._know_slope(gate.slope(alpha.detach(), self.t, self.k))
+        return known[4]
+
+    def _know_slope(self, slope: Tensor) -> tuple[Tensor, int, float, float, Tensor]:
+        self._sloped = self.alpha, self.alpha._version, self.t, self.k, slope
+        return self._sloped
 
     def mask(self) -> Tensor:
         """``[N]``, 1 for the active operator and 0 for the others, with the gates' derivative.
@@ -235,26 +243,30 @@ class Selection(nn.Module):
         else:
             scale = 1.0
         wanted = sorted(set(others) - {active})
-        values = {}
+        values: dict[int, Value] = {}
         if not counted:
             branch = self.branches[active]
-            with _unchanged([branch], False, x):
+            with _Unchanged(branch, False, x):
                 if isinstance(branch, Operator):
                     values[active] = branch.probe(features, grad)
                 else:
                     values[active] = product(features[0], grad.g)
-        firsts = _shared_entries([self.branches[i] for i in wanted], x)
+        branches = [self.branches[i] for i in wanted]
         low = None if self.dtype is None else Low(self.dtype)
-        for i, first in zip(wanted, firsts, strict=True):
-            other = self.branches[i]
-            with _unchanged([other], self._random[i], x, low):
+        for i, other, first in zip(wanted, branches, _shared_entries(branches, x), strict=True):
+            with _Unchanged(other, self._random[i], x, low):
                 if isinstance(other, Operator):
                     values[i] = other.value(x, grad, first)
                 else:
                     values[i] = product(other(x), grad.g)
-        nothing = grad.g.new_zeros(())
-        table = torch.stack([values.get(i, nothing) for i in range(len(self.names))])
-        return scale * (self._changes[code].to(table.dtype) @ table)
+        own, found = values.get(active, 0.0), []
+        for j, other_index in enumerate(others):
+            change = 0.0 if other_index == active else scale * (own - values[other_index])
+            found.append(change if code >> (len(others) - 1 - j) & 1 else -change)
+        like = self.alpha.detach()
+        if all(isinstance(value, float) for value in found):
+            return torch.tensor(found, dtype=like.dtype, device=like.device)
+        return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in found])
 
     def derive(self) -> nn.Module:
         """A copy of the active operator, without gates and without the others."""
@@ -268,7 +280,7 @@ class Selection(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_read": None, "_held": None}
+        return {**self.__dict__, "_read": None, "_sloped": None, "_held": None}
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, names={self.names}"
@@ -302,32 +314,45 @@ class _Select(Function):
         elif ctx.needs_input_grad[4]:
             x, *features = kept
             kind, dtype, enabled = ctx.autocast
-            with torch.autocast(kind, dtype, enabled):
+            same = not enabled and not torch.is_autocast_enabled(kind)
+            with contextlib.nullcontext() if same else torch.autocast(kind, dtype, enabled):
                 products = ctx.owner._products(ctx.code, ctx.counted, x, tuple(features), Gradient(g))
-            products = products.to(ctx.slope.dtype)
             ctx.owner._held = ctx.code, ctx.counted, products
             dalpha = ctx.slope * products
         return (None, None, None, g, dalpha, *(None for _ in kept))
 
 
-@contextlib.contextmanager
-def _unchanged(modules: Sequence[nn.Module], random: bool, x: Tensor, low: Low | None = None) -> Iterator[None]:
+class _Unchanged:
     """Norms use the statistics of the batch but do not count it, and the random numbers drawn are given back."""
-    norms = [
-        norm
-        for module in modules
-        for norm in module.modules()
-        if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.training and norm.track_running_stats
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
-    devices = [x.device] if x.is_cuda else []
-    try:
-        with torch.random.fork_rng(devices, enabled=random), running_as("neighbour", low=low):
-            yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
+
+    def __init__(self, module: nn.Module, random: bool, x: Tensor, low: Low | None = None) -> None:
+        self._norms = _counting(module, [])
+        self._running = running_as("neighbour", low=low)
+        self._random = torch.random.fork_rng([x.device] if x.is_cuda else []) if random else None
+
+    def __enter__(self) -> None:
+        for norm in self._norms:
+            vars(norm)["track_running_stats"] = False
+        if self._random is not None:
+            self._random.__enter__()
+        self._running.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._running.__exit__(*error)
+        if self._random is not None:
+            self._random.__exit__(*error)
+        for norm in self._norms:
+            vars(norm)["track_running_stats"] = True
+
+
+def _counting(module: nn.Module, found: list[nn.Module]) -> list[nn.Module]:
+    """The norms within that would count a batch; faster than ``modules()``, which is asked for at every step."""
+    if isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.track_running_stats:
+        found.append(module)
+    for child in module._modules.values():
+        if child is not None:
+            _counting(child, found)
+    return found
 
 
 def _shared_entries(branches: Sequence[nn.Module], x: Tensor) -> list[Tensor | None]:
@@ -352,18 +377,26 @@ def selections(model: nn.Module) -> dict[str, Selection]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Selection)}
 
 
-def sync_codes(model: nn.Module) -> None:
+def sync_codes(model: nn.Module | Sequence[Selection]) -> None:
     """Reads all gates of a model at once, so that a device is waited for once a step; call it before the forward.
 
-    Each layer remembers its code until its gates change through an optimiser or any other in-place operation.
+    Each layer remembers its code, and its gates' slopes, until its gates change through an optimiser or any other
+    in-place operation.
     """
-    found = [s for s in selections(model).values() if len(s.alpha)]
+    layers = selections(model).values() if isinstance(model, nn.Module) else model
+    found = [s for s in layers if len(s.alpha)]
     if not found:
         return
-    bits = torch.cat([s.alpha.detach() > 0 for s in found]).tolist()
+    gates = torch.cat([s.alpha.detach() for s in found])
+    bits = gates.gt(0).tolist()
+    even = all((s.t, s.k) == (found[0].t, found[0].k) and s.alpha.dtype == gates.dtype for s in found)
+    sizes = [len(s.alpha) for s in found]
+    slopes = gate.slope(gates, found[0].t, found[0].k).split(sizes) if even else [None] * len(found)
     start = 0
-    for selection in found:
+    for selection, slope in zip(found, slopes, strict=True):
         code = 0
         for bit in bits[start : (start := start + len(selection.alpha))]:
             code = 2 * code + bit
         selection._read = (selection.alpha, selection.alpha._version, code)
+        if slope is not None:
+            selection._know_slope(slope)

@@ -82,6 +82,7 @@ class Searcher:
         self.epoch, self.phase, self.settled = 0, "search", 0
         self.turns: list[int] = []
         self.tables = self._tables()
+        self._prices = self._tables_by_code()
         self._start_counting()
 
     def _tables(self) -> list[Tensor]:
@@ -100,6 +101,21 @@ class Searcher:
                     values = values + 1e-3 * max(1.0, max(row))
                 found.append(values)
         return [torch.stack(found).to(gate.device) for found, gate in zip(made, self.gates, strict=True)]
+
+    def _tables_by_code(self) -> tuple[Tensor, Tensor] | None:
+        """For each layer and code the costs ``[metrics]`` and their derivatives ``[metrics, gates]`` before the slope.
+
+        None where layers have different numbers of gates.
+        """
+        codes = {s.codes for s in self.selections}
+        if len(codes) != 1 or not len(self.gates[0]) or len({t.dtype for t in self.tables}) != 1:
+            return None
+        costs = [table[:, list(s.codes)].t() for s, table in zip(self.selections, self.tables, strict=True)]
+        changes = [
+            torch.einsum("cjn,kn->ckj", s.changes().to(table), table)
+            for s, table in zip(self.selections, self.tables, strict=True)
+        ]
+        return torch.stack(costs), torch.stack(changes)
 
     def _start_counting(self) -> None:
         self.losses: list[Tensor] = []
@@ -153,8 +169,19 @@ class Searcher:
 
     def objective(self) -> Tensor:
         """R of Eq. 8, differentiable in the gates."""
-        costs = torch.stack([t @ s.mask() for s, t in zip(self.selections, self.tables, strict=True)])
+        costs = self._costs()
         return (costs if self.settings.form == "total" else costs.log()).sum() / costs.shape[1]
+
+    def _costs(self) -> Tensor:
+        """``[layers, metrics]``, by a few operations for all layers where they are alike."""
+        learn = all(s.forced is None and not s.frozen for s in self.selections)
+        if self._prices is None or not learn:
+            return torch.stack([t @ s.mask() for s, t in zip(self.selections, self.tables, strict=True)])
+        at = list(range(len(self.selections))), [s.code() for s in self.selections]
+        costs, changes = (t[at] for t in self._prices)
+        gates = torch.stack(self.gates)
+        step = (gates - gates.detach()) * torch.stack([s.slope() for s in self.selections])
+        return costs + (changes @ step[..., None])[..., 0]
 
     def end_step(self, loss: Tensor) -> None:
         """Counts flips; keeps the loss on its device until the epoch ends."""

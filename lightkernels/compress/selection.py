@@ -185,6 +185,10 @@ class Selection(nn.Module):
         step = (self.alpha - self.alpha.detach()) * self.slope()
         return mask + step @ self._changes[code].to(self.alpha.dtype)
 
+    def changes(self) -> Tensor:
+        """``[codes, m, N]``: the mask's derivative by each bit, for every code."""
+        return self._changes
+
     def masked(self, values: Tensor) -> Tensor:
         """The active operator's value of ``[N]`` values, with the gates' derivative: a cost as part of the loss."""
         return (self.mask() * values).sum()

@@ -12,8 +12,8 @@ void check(int error) { bindings::check("channel_norm", error); }
 const float* in(Address a) { return reinterpret_cast<const float*>(a); }
 float* out(Address a) { return reinterpret_cast<float*>(a); }
 
-Params params(i64 n, i64 c, i64 pixels, i64 groups, int act, int threads) {
-  return {n, c, pixels, groups, static_cast<Act>(act), threads};
+Params params(i64 n, i64 c, i64 pixels, i64 groups, i64 g_planes, int act, int threads) {
+  return {n, c, pixels, groups, g_planes, static_cast<Act>(act), threads};
 }
 Source map(Address z) { return {in(z), {}, nullptr, nullptr}; }
 Source mixed(i64 inputs, i64 groups, i64 planes, Address d, Address w) {

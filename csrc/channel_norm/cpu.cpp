@@ -23,7 +23,7 @@ void moments_of(const Params& p, const float* z, const float* g, double* out, i6
         const float shift = static_cast<float>(out[c]);
         const float* const a = z + (n * p.c + c) * p.pixels;
         const float* b = nullptr;
-        if constexpr (kGradient) b = g + (n * p.c + Where(p, c).plus) * p.pixels;
+        if constexpr (kGradient) b = g + (n * p.g_planes + Where(p, c).plus) * p.pixels;
         V s = fast[0], q = fast[1], e = fast[2], d = fast[3];
         i64 i = 0;
         for (; i + L <= p.pixels; i += L) {

@@ -9,8 +9,9 @@ enum class Act : int { none = 0, relu = 1, crelu = 2 };
 
 // z: [n, c, pixels]. y and g: [n, c or 2 c for crelu, pixels], after a shuffle of `groups`. What an activation reads
 // is t = scale[c] * z + shift[c]; crelu gives max(t, 0) and, c channels on, max(-t, 0).
+// g_planes: from one image of g to the next where sums over z and g are taken, as z may be a part of the channels.
 struct Params {
-  i64 n, c, pixels, groups;
+  i64 n, c, pixels, groups, g_planes;
   Act act;
   int threads;
 };

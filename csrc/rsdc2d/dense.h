@@ -140,10 +140,18 @@ struct Dense {
     dense_row<A, kVectors, Pairs>(tile, x, out, n, edges);
   }
 
+  i64 units() const { return g.p.n * strips * g.p.groups; }
+  // Where what a unit reads begins, but for its halo.
+  i64 place(i64 u) const {
+    const i64 group = u % g.p.groups, i0 = u / g.p.groups % strips * strip, n = u / g.p.groups / strips;
+    return n * g.src.n + group * g.sources * g.src.c + i0 * g.rows.in_step() * g.src.h;
+  }
+
   void unit(i64 u) {
     const i64 group = u % g.p.groups, i0 = u / g.p.groups % strips * strip, n = u / g.p.groups / strips;
     const i64 height = smaller(strip, g.rows.grid - i0);
-    stage.fill(src + n * g.src.n + group * g.sources * g.src.c, g.sources, i0, height);
+    const i64 ahead = u + 1 < units() ? place(u + 1) - place(u) : 0;
+    stage.fill(src + n * g.src.n + group * g.sources * g.src.c, g.sources, i0, height, ahead);
     const i64 set = g.set_of_channel(group, 0);
     for (i64 b = 0; b < blocks; ++b) {
       const A* const weights = packed + (group * blocks + b) * block;
@@ -180,7 +188,7 @@ struct Dense {
     for (i64 b = 0; b < g.p.groups * blocks; ++b) pack(b);
     stage.prepare(slack());
 #pragma omp for schedule(static)
-    for (i64 u = 0; u < g.p.n * strips * g.p.groups; ++u) unit(u);
+    for (i64 u = 0; u < units(); ++u) unit(u);
     if (past) stream_fence();
   }
 };

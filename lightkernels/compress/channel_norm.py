@@ -30,11 +30,11 @@ class ChannelNorm:
     What a forward keeps for its backward is float32 ``[5, c]``: mean, variance, 1 / deviation, scale, shift.
     """
 
-    def __init__(self, kind: Any, z: Tensor, act: Act, groups: int) -> None:
+    def __init__(self, kind: Any, z: Tensor, act: Act, groups: int, planes: int) -> None:
         n, c, h, w = z.shape
         self.z, self.c = z, c
         self.shape = (n, 2 * c if act == "crelu" else c, h, w)
-        self._native = kind(n, c, h * w, groups, _ACTS[act], _threads())
+        self._native = kind(n, c, h * w, groups, planes or c, _ACTS[act], _threads())
 
     def apply(self, scale: Tensor, shift: Tensor, base: Tensor | None = None) -> Tensor:
         """``y``; scale and shift float32 ``[c]``."""
@@ -60,10 +60,14 @@ class ChannelNorm:
         own: float = self._native.backward(*at)
         return gz, found, own
 
-    def product(self, norm: nn.BatchNorm2d, g: Tensor) -> float:
-        """The scalar product of ``y``, without base and by the statistics of the batch, and ``g``."""
-        g = g.contiguous()
-        at = (self.z.data_ptr(), g.data_ptr(), _at(norm.weight), _at(norm.bias), norm.eps)
+    def product(self, norm: nn.BatchNorm2d, g: Tensor, first: int = 0) -> float:
+        """The scalar product of ``y``, without base and by the statistics of the batch, and ``g``.
+
+        `first`: the channel of the norm and of ``g`` that z begins with, act "none" and one group.
+        """
+        g, skip = g.contiguous(), 4 * first
+        weight, bias = (0 if t is None else t.data_ptr() + skip for t in (norm.weight, norm.bias))
+        at = (self.z.data_ptr(), g.data_ptr() + skip * self.shape[2] * self.shape[3], weight, bias, norm.eps)
         found: float = self._native.product(*at)
         return found
 
@@ -89,14 +93,16 @@ def _is_plain(z: Tensor) -> bool:
     return z.dtype is torch.float32 and z.is_cpu and z.is_contiguous() and z.numel() > 0
 
 
-def channel_norm(z: Tensor, act: Act = "none", groups: int = 1, norm: nn.BatchNorm2d | None = None) -> Any:
+def channel_norm(
+    z: Tensor, act: Act = "none", groups: int = 1, norm: nn.BatchNorm2d | None = None, planes: int = 0
+) -> Any:
     """A :class:`ChannelNorm`, where the native module has one, ``z`` is float32, dense in NCHW and on the CPU, and so
-    is all that the norm, if named, keeps a channel; else None.
+    is all that the norm, if named, keeps a channel; else None. `planes`: g's channels, if more than those of z.
     """
     if not _is_plain(z) or (norm is not None and not _is_single(norm)):
         return None
     kind = _native_kind(native.load("_C")[0])
-    return None if kind is None else ChannelNorm(kind, z, act, groups)
+    return None if kind is None else ChannelNorm(kind, z, act, groups, planes)
 
 
 def _is_single(norm: nn.BatchNorm2d) -> bool:
@@ -118,7 +124,7 @@ class MixedNorm:
         # The tensors are held, as their addresses are.
         self._held = d, weight
         self._from = inputs, conv.groups, d.stride(0) // (h * w), d.data_ptr(), weight.data_ptr()
-        self._native = kind(n, c, h * w, groups, _ACTS[act], _threads())
+        self._native = kind(n, c, h * w, groups, c, _ACTS[act], _threads())
 
     def forward(self, norm: nn.BatchNorm2d, base: Tensor | None = None) -> Tensor:
         """``base + shuffle(act(t))`` by the statistics of the batch, act "none" or "relu"."""

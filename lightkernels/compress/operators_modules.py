@@ -23,6 +23,7 @@ from lightkernels.compress.operators_passes import (
     affine,
     convolved,
     is_quick,
+    joined,
     norm_act,
     product,
     recomputed,
@@ -316,7 +317,20 @@ class Fire(Normed):
         repeats = Repeats()
         narrow = norm_act(self.squeeze_norm, self.squeeze(x), "relu", None, repeats)
         with Again(narrow, repeats[0]).left_out() if repeats else contextlib.nullcontext():
-            return (torch.cat((self.expand1(narrow), self.expand3(narrow)), 1),)
+            return (joined(self.expand1(narrow), self.expand3(narrow)),)
+
+    def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Value:
+        """The two convolutions' shares of the product one by one, so that their outputs need not be joined."""
+        norm = self.norm
+        if self.act or not norm.training or x.dtype is not torch.float32 or g.g.dtype is not torch.float32:
+            return super().value(x, g, first)
+        narrow = norm_act(self.squeeze_norm, self.squeeze(x), "relu")
+        parts = self.expand1(narrow), self.expand3(narrow)
+        kernels = [channel_norm(z, norm=norm, planes=norm.num_features) for z in parts]
+        if None in kernels:
+            return norm_product(norm, joined(*parts), g)
+        total: Value = kernels[0].product(norm, g.g) + kernels[1].product(norm, g.g, parts[0].shape[1])
+        return total
 
 
 class Multiception(Normed):

@@ -106,6 +106,7 @@ class Selection(nn.Module):
         self._read: tuple[Tensor, int, int] | None = None
         self._sloped: tuple[Tensor, int, float, float, Tensor] | None = None
         self._held: tuple[int, bool, Tensor] | None = None
+        self._signs: dict[int, Tensor] = {}
         masks = torch.eye(len(names), dtype=wide, device=device)[list(self.codes)]
         changes = masks.new_zeros(len(self.codes), len(self.alpha), len(names))
         for code, others in enumerate(gate.neighbours(self.codes)):
@@ -219,8 +220,7 @@ class Selection(nn.Module):
         own = None
         if isinstance(branch, Operator):
             if self.share >= 1 and (self.turn or (self._held is not None and self._held[0] == code)):
-                column = self.slope() * self._changes[code][:, index].to(self.alpha.dtype)
-                own = Own(self.alpha, column)
+                own = Own(self.alpha, self.slope() * self._own_signs(code))
             y, features = branch.active(x, own)
             if y is x or y._is_view() or any(y is feature for feature in features):
                 y = y.clone()
@@ -233,6 +233,14 @@ class Selection(nn.Module):
         args = (self, code, counted, y, self.alpha, *kept)
         selected: Tensor = _Select.apply(*args)  # type: ignore[no-untyped-call]
         return selected
+
+    def _own_signs(self, code: int) -> Tensor:
+        """``[m]``, by bit, 1 or -1, as the active operator counts in its product; 0 where it is its own neighbour."""
+        known = self._signs.get(code)
+        if known is None or known.device != self.alpha.device or known.dtype != self.alpha.dtype:
+            known = self._changes[code][:, self.codes[code]].to(self.alpha)
+            self._signs[code] = known
+        return known
 
     def _products(self, code: int, counted: bool, x: Tensor, features: Features, grad: Gradient) -> Tensor:
         """``[m]``: by bit, the scalar product of the gradient and op[bit = 1](x) - op[bit = 0](x).
@@ -284,7 +292,7 @@ class Selection(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_read": None, "_sloped": None, "_held": None}
+        return {**self.__dict__, "_read": None, "_sloped": None, "_held": None, "_signs": {}}
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, names={self.names}"

@@ -11,7 +11,7 @@ from lightkernels.compress.channel_norm import channel_norm, mixed_norm
 from lightkernels.compress.operators import build_operator
 from lightkernels.compress.operators_layers import Shuffle
 from lightkernels.compress.operators_modules import CReLUConvolution, Gradient, norm_product
-from lightkernels.compress.operators_passes import Repeats, norm_act, normalised, running_as
+from lightkernels.compress.operators_passes import Repeats, norm_act, running_as
 
 CASES = [
     ("none", 1, 3, 5, 7),
@@ -34,7 +34,7 @@ def made(channels, h, w, seed=0):
 
 def truth(norm, z, act, groups):
     """By PyTorch alone, in float64."""
-    wide = nn.BatchNorm2d(len(norm.weight)).double()
+    wide = nn.BatchNorm2d(len(norm.weight), momentum=norm.momentum).double()
     wide.load_state_dict(norm.state_dict())
     z = z.double().requires_grad_()
     t = wide(z)
@@ -71,7 +71,7 @@ def test_a_neighbours_product_is_sums(act, groups, channels, h, w):
     before = [buffer.clone() for buffer in norm.buffers()]
     with torch.no_grad(), running_as("neighbour"):
         found = norm_product(norm, z, Gradient(g), groups)
-    torch.testing.assert_close(found, (y * g).sum().detach(), rtol=1e-4, atol=1e-3, check_dtype=False)
+    assert found == pytest.approx(float((y * g).detach().sum()), rel=1e-4, abs=1e-3)
     assert all(torch.equal(a, b) for a, b in zip(before, norm.buffers(), strict=True))
 
 
@@ -81,7 +81,7 @@ def test_a_rectified_neighbours_product_is_sums():
     g = torch.randn(y.shape)
     with torch.no_grad(), running_as("neighbour"):
         found = operator.probe((z,), Gradient(g))
-    torch.testing.assert_close(found, (y * g).sum().detach(), rtol=1e-4, atol=1e-3, check_dtype=False)
+    assert found == pytest.approx(float((y * g).detach().sum()), rel=1e-4, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["N_3x3_2", "C_3x3_4", "Fire", "Sep_res_5x5_8"])
@@ -102,19 +102,44 @@ def test_inference_is_evaluation_and_hides_nothing_from_hooks(name):
 
 
 def test_threads_change_no_bit():
-    z, g = torch.randn(8, 40, 17, 16), torch.randn(8, 40, 17, 16)
+    norm, z, g = nn.BatchNorm2d(40), torch.randn(8, 40, 17, 16), torch.randn(8, 40, 17, 16)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(channel_norm(z).moments(g))
+            y, kept = channel_norm(z).forward(norm)
+            gz, found, own = channel_norm(z).backward(g, norm.weight, norm.bias, kept)
+            results.append((y, kept, gz, found, torch.tensor([own, channel_norm(z).product(norm, g)])))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(*results)
-    torch.testing.assert_close(results[0][0], z.double().mean((0, 2, 3)), rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        results[0][3], ((z.double() - results[0][0][:, None, None]) * g).sum((0, 2, 3)), rtol=0, atol=1e-3
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    mean = z.double().mean((0, 2, 3))
+    torch.testing.assert_close(kept[0], mean, rtol=0, atol=1e-6, check_dtype=False)
+    centred = ((z.double() - mean[:, None, None]) * g).sum((0, 2, 3))
+    torch.testing.assert_close(found[0], centred * kept[2], rtol=0, atol=1e-3, check_dtype=False)
+
+
+def test_the_running_statistics_take_their_share_of_a_batch():
+    for momentum in (0.1, None):
+        norm, z = made(6, 5, 7)
+        norm.momentum = momentum
+        wide, _, _ = truth(norm, z, "none", 1)
+        channel_norm(z).forward(norm)
+        assert norm.num_batches_tracked == 0
+        channel_norm(z).forward(norm, count=True)
+        for ours, theirs in zip(norm.buffers(), wide.buffers(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+def test_a_part_of_the_channels_has_its_part_of_the_product():
+    norm, z = made(6, 5, 7)
+    _, _, y = truth(norm, z, "none", 1)
+    g = torch.randn(z.shape)
+    parts = z[:, :2].contiguous(), z[:, 2:].contiguous()
+    found = sum(
+        channel_norm(part, norm=norm, planes=6).product(norm, g, at) for at, part in zip((0, 2), parts, strict=True)
     )
+    assert found == pytest.approx(float((y * g).detach().sum()), rel=1e-4, abs=1e-3)
 
 
 def test_other_types_and_layouts_have_no_kernels():
@@ -136,25 +161,26 @@ def test_other_types_and_layouts_have_no_kernels():
 def test_a_small_convolution_and_its_norm_without_its_output(inputs, outputs, conv_groups, shuffled, act, h, w):
     conv = nn.Conv2d(inputs, outputs, 1, groups=conv_groups, bias=False)
     norm, d = made(outputs, h, w)[0], made(inputs, h, w, seed=1)[1]
-    kernels = mixed_norm(conv, d, act, shuffled)
-    assert kernels is not None
+    # Of maps that are a part of others' channels, as those are that several depthwise kernels give.
+    held = torch.randn(6, inputs + 3, h, w)
+    part = held[:, 2 : 2 + inputs].copy_(d)
     z = F.conv2d(d.double(), conv.weight.detach().double(), None, groups=conv_groups)
     _, _, y = truth(norm, z, act, shuffled)
     base, g = torch.randn(y.shape), torch.randn(y.shape)
-    found = kernels.apply(*normalised(norm, kernels)[1:], base)
-    torch.testing.assert_close(found, y + base, rtol=2e-5, atol=2e-4, check_dtype=False)
-    if act == "none":
-        total = norm_product(norm.double(), z, Gradient(g.double()), shuffled)
-        _, variance, sums, centred = kernels.moments(g)
-        scale = norm.weight.detach() * (variance + norm.eps).rsqrt()
-        value = torch.dot(scale, centred) + torch.dot(norm.bias.detach(), sums)
-        torch.testing.assert_close(value, total.detach(), rtol=1e-4, atol=1e-3)
+    for kernels in (mixed_norm(conv, norm, d, act, shuffled), mixed_norm(conv, norm, part, act, shuffled)):
+        assert kernels is not None
+        torch.testing.assert_close(kernels.forward(norm, base), y + base, rtol=2e-5, atol=2e-4, check_dtype=False)
+        if act == "none":
+            assert kernels.product(norm, g) == pytest.approx(float((y * g).detach().sum()), rel=1e-4, abs=1e-3)
 
 
 def test_what_is_no_small_convolution_stores_its_output():
-    d = torch.randn(2, 64, 3, 3)
-    assert mixed_norm(nn.Conv2d(64, 64, 1, bias=False), d) is None
-    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=64, bias=False), d) is None
-    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=8), d) is None
-    assert mixed_norm(nn.Conv2d(64, 64, 1, 2, groups=8, bias=False), d) is None
-    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=8, bias=False), d.to(memory_format=torch.channels_last)) is None
+    norm, d = nn.BatchNorm2d(64), torch.randn(2, 64, 3, 3)
+    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=8, bias=False), norm, d) is not None
+    assert mixed_norm(nn.Conv2d(64, 64, 1, bias=False), norm, d) is None
+    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=64, bias=False), norm, d) is None
+    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=8), norm, d) is None
+    assert mixed_norm(nn.Conv2d(64, 64, 1, 2, groups=8, bias=False), norm, d) is None
+    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=8, bias=False), norm, d.mT) is None
+    last = d.to(memory_format=torch.channels_last)
+    assert mixed_norm(nn.Conv2d(64, 64, 1, groups=8, bias=False), norm, last) is None

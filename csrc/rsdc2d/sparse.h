@@ -156,7 +156,10 @@ struct Sparse {
   void unit(i64 u) {
     const i64 first = u % bundles * bundle, i0 = u / bundles % strips * strip, n = u / bundles / strips;
     const i64 height = smaller(strip, g.rows.grid - i0), groups = smaller(bundle, g.p.groups - first);
-    const i64 ahead = strips > 1 ? 0 : first + groups < g.p.groups ? groups * g.sources * g.src.c : n + 1 < g.p.n ? g.src.n - first * g.sources * g.src.c : 0;
+    const i64 ahead = strips > 1                    ? 0
+                      : first + groups < g.p.groups ? groups * g.sources * g.src.c
+                      : n + 1 < g.p.n               ? g.src.n - first * g.sources * g.src.c
+                                                    : 0;
     stage.fill(src + n * g.src.n + first * g.sources * g.src.c, groups * g.sources, i0, height, ahead);
     const i64 end = (first + groups) * blocks;
     for (i64 b0 = first * blocks, b1 = b0; b0 < end; b0 = b1) {

@@ -296,8 +296,8 @@ class _NormAct(Function):
             wanted = need if ctx.column is None else (need[0], True, True)
             dz, dw, db = _backward(ctx, g, z, weight, bias, given, wanted)
             own = 0.0 if ctx.column is None else torch.dot(weight, dw) + torch.dot(bias, db)
-        grads = None, None, None, None, None, dz, dw if need[1] else None, db if need[2] else None
-        grads = *grads, g if ctx.added else None
+        weights = dw if need[1] else None, db if need[2] else None
+        grads = None, None, None, None, None, dz, *weights, g if ctx.added else None
         if ctx.column is None:
             return grads
         if ctx.added:
@@ -417,4 +417,5 @@ class _Joined(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
         refuse_second()
-        return g.split(ctx.sizes, 1)
+        first, second = g.split(ctx.sizes, 1)
+        return first, second

@@ -179,7 +179,7 @@ class Searcher:
             return torch.stack([t @ s.mask() for s, t in zip(self.selections, self.tables, strict=True)])
         at = list(range(len(self.selections))), [s.code() for s in self.selections]
         costs, changes = (t[at] for t in self._prices)
-        gates = torch.stack(self.gates)
+        gates = torch.stack([*self.gates])
         step = (gates - gates.detach()) * torch.stack([s.slope() for s in self.selections])
         return costs + (changes @ step[..., None])[..., 0]
 

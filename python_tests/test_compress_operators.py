@@ -211,7 +211,7 @@ def test_probes_are_scalar_products(name):
             with torch.no_grad():
                 features = other.features(x)
                 product = other.probe(features, Gradient(g))
-            torch.testing.assert_close(product, (y * g).sum())
+            torch.testing.assert_close(torch.as_tensor(product, dtype=y.dtype), (y * g).sum())
 
 
 @pytest.mark.parametrize("name", ["N_3x3_4", "C_3x3_4", "Sep_5x5_8", "Dil_res_3x3_4", "Fire", *OWN])

@@ -366,3 +366,28 @@ def test_bfloat16_neighbours_are_near():
         neighbours = {exact.names[i] for i in gate.neighbours(exact.codes)[exact.code()]}
         differs = not torch.equal(layer.alpha.grad, exact.alpha.grad)
         assert differs == bool(neighbours & {"N_3x3", "N_3x3_2"}), neighbours
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_float32_is_near_float64(stride):
+    """Where kernels of norms, of halves and of small convolutions take over from PyTorch."""
+    torch.manual_seed(4)
+    layer = Selection(SETS["SOP8"], 16, 16 * stride, stride)
+    for name, value in layer.named_parameters():
+        if "norm" in name:
+            value.data.add_(0.3 * torch.randn_like(value))
+    wide = copy.deepcopy(layer).double()
+    x = torch.randn(4, 16, 8, 8)
+    g = torch.randn(4, 16 * stride, 8 // stride, 8 // stride)
+    for index in range(len(layer.names)):
+        inputs = x.clone().requires_grad_(), x.double().requires_grad_()
+        for one, z in zip((layer, wide), inputs, strict=True):
+            one.set_index(index), one.zero_grad()
+            one(z).backward(g.to(z.dtype))
+        assert (layer.alpha.grad - wide.alpha.grad).norm() < 1e-5 * g.norm() * (wide.alpha.grad.norm() + 1)
+        torch.testing.assert_close(inputs[0].grad.double(), inputs[1].grad, rtol=1e-3, atol=1e-4)
+        for ours, theirs in zip(layer.branches.parameters(), wide.branches.parameters(), strict=True):
+            if theirs.grad is not None:
+                torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3)
+    for ours, theirs in zip(layer.buffers(), wide.buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,12 @@ first four layers of their second block, which torch.compile takes a minute for 
 from __future__ import annotations
 
 import copy
+import itertools
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -171,10 +176,10 @@ def second(settings: Settings) -> Iterator[Record]:
 BLOCK = "32x128x16x16, 4 layers"
 
 
-def _compiled(settings: Settings) -> Iterator[tuple[nn.Module, Tensor]]:
+def _compiled(settings: Settings, version: int = 1) -> Iterator[tuple[nn.Module, Tensor]]:
     if settings.compile and (settings.shapes is None or BLOCK in settings.shapes):
         torch.manual_seed(0)
-        model = mldn_nets.OneBlock(MLDNBlock(128, 16, 4, 2))
+        model = mldn_nets.OneBlock(MLDNBlock(128, 16, 4, 2, version=version))
         set_condensation_progress(model, 1.0)
         yield model, torch.randn(BATCH, 128, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -188,6 +193,58 @@ def _with_compiled(model: nn.Module, form: str, ours: nn.Module | None = None) -
 def compiled_step(settings: Settings) -> Iterator[Record]:
     for model, x in _compiled(settings):
         yield _measured(BLOCK, "step", settings, x, _with_compiled(model, "grouped"))
+
+
+def compiled_second(settings: Settings) -> Iterator[Record]:
+    for model, x in _compiled(settings, version=2):
+        yield _measured(f"{BLOCK}, version 2", "step", settings, x, _with_compiled(model, "layered"))
+
+
+BLOCKS = {"32x16x32x32": 8, "32x128x16x16": 16, "32x352x8x8": 32}
+
+
+def recomputed(settings: Settings) -> Iterator[Record]:
+    """Four layers of the width of each block of the 222."""
+    for (shape, growth), version in itertools.product(BLOCKS.items(), (1, 2)):
+        if settings.shapes is None or shape in settings.shapes:
+            n, channels, height, width = map(int, shape.split("x"))
+            torch.manual_seed(0)
+            block = MLDNBlock(channels, growth, 4, 2, version=version)
+            ours = mldn_nets.OneBlock(block)
+            again = copy.deepcopy(ours)
+            cast(MLDNBlock, again.blocks[0]).recompute = True
+            x = torch.randn(n, channels, height, width, generator=torch.Generator().manual_seed(1))
+            forms = {OURS: ours, "recomputing": again, "layered": mldn_nets.eager(ours, "layered")}
+            yield _measured(f"{shape}, version {version}", "step", settings, x, forms)
+
+
+def peak(settings: Settings) -> Iterator[Record]:
+    """The high-water mark of a fresh process during one step; Linux only."""
+    probe, threads = Path(__file__).with_name("mldn_probe.py"), str(torch.get_num_threads())
+
+    def bytes_of(form: str, version: int, layout: str) -> int:
+        call = [sys.executable, str(probe), form, str(version), layout, str(BATCH), threads]
+        run = subprocess.run(call, capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise RuntimeError(f"memory probe failed: {run.stderr.strip().splitlines()[-1:]}")
+        return int(json.loads(run.stdout))
+
+    for version in (1, 2):
+        shape = f"222, version {version}"
+        if settings.shapes is None or shape in settings.shapes:
+            held = {f: {x: bytes_of(f, version, x) for x in LAYOUTS} for f in ("ours", "layered")}
+            least = min(held["layered"], key=held["layered"].__getitem__)
+            shares = {layout: held["ours"][layout] / held["layered"][least] for layout in LAYOUTS}
+            yield {
+                "shape": shape,
+                "dtype": "float32",
+                "kind": "step",
+                "backends": dict.fromkeys(LAYOUTS, "cpu"),
+                "times": {},
+                "errors": {},
+                "refused": {},
+                "values": [value("peak", layout, s, s, f"layered {least}") for layout, s in shares.items()],
+            }
 
 
 def compiled_inference(settings: Settings) -> Iterator[Record]:
@@ -245,6 +302,27 @@ ROWS = (
             Target("grouped", "over grouped calls, eager", 2, 1.4),
         ),
         compiled_step,
+    ),
+    Row(
+        "mldn_step_second",
+        "MLDN training step of a block, version 2, torch.compile",
+        (
+            Target("compiled", "over its modules, compiled", 3, 2),
+            Target("layered", "over its modules, eager", 3, 2),
+        ),
+        compiled_second,
+    ),
+    Row(
+        "mldn_recompute",
+        "MLDN training step of a block, recomputing",
+        (Target("recomputing", "over ours, recomputing the 1x1"), Target("layered", "over its modules, eager", 3, 2)),
+        recomputed,
+    ),
+    Row(
+        "mldn_peak",
+        "MLDN training step, peak memory",
+        (Target("peak", "activation memory at its highest, of its modules'", 0.35, 0.5, less=True),),
+        peak,
     ),
     Row(
         "mldn_inference_compiled",

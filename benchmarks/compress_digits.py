@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compress-digits"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "compress-digits.json")
     options = parser.parse_args()
-    measure.steady_memory()
+    measure.steady_memory(huge=True)
     kept = {"operators", "epochs", "finetune_epochs", "lr", "batch", "gate_every", "gate_dtype", "baselines"}
     settings = {name: value for name, value in vars(options).items() if name in kept}
     rows: list[dict[str, Any]] = []

@@ -36,6 +36,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2.0**-6,
 
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_MADV_HUGEPAGE, _HUGE = 14, 2**21
 _BATCH_SECONDS = 2e-4
 _FIRST_CALL_SECONDS = 0.5
 _FAULTS_ALLOWED = 8
@@ -45,13 +46,14 @@ class WrongResult(AssertionError):
     """A candidate disagrees with the truth, so its time would mean nothing."""
 
 
-def steady_memory(reserve: int = 2**28) -> bool:
+def steady_memory(reserve: int = 2**28, huge: bool = False) -> bool:
     """Make the C allocator of this process keep every page it got; False where there is no glibc.
 
     Call it before the first large tensor. The heap then grows through brk alone (M_MMAP_MAX=0), is never trimmed
     (M_TRIM_THRESHOLD) and is one for all threads (M_ARENA_MAX=1), and ``reserve`` bytes of it are touched at once, so
     that aligned requests find room: before 2.38, glibc cannot give the space of a freed aligned block to the next one
-    of the same size.
+    of the same size. ``huge`` asks for the reserve in huge pages, which Linux may grant: a training step touches more
+    small pages than a processor can remember.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -65,6 +67,11 @@ def steady_memory(reserve: int = 2**28) -> bool:
     libc.free.argtypes = [ctypes.c_void_p]
     block = libc.malloc(reserve)
     if block:
+        if huge:
+            libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+            first, end = -(-block // _HUGE) * _HUGE, (block + reserve) // _HUGE * _HUGE
+            if end > first:
+                libc.madvise(first, end - first, _MADV_HUGEPAGE)
         ctypes.memset(block, 1, reserve)
         libc.free(block)
     return all(done) and bool(block)

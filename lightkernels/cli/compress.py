@@ -83,7 +83,7 @@ def _run(out: Console, options: Options) -> int:
         plan.target(cast(Metric, name), value, options.scope)
     if options.dry_run:
         return 0
-    measure.steady_memory()
+    measure.steady_memory(huge=True)
     results: list[Result] = []
     rates = list(options.lam) or [settings.lam]
     for lam in rates:

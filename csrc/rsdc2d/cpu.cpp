@@ -2,8 +2,7 @@
 #include "rsdc2d/dense.h"
 #include "rsdc2d/dense_grad.h"
 #include "rsdc2d/depthwise.h"
-#include "rsdc2d/planes.h"
-#include "rsdc2d/sparse_grad.h"
+#include "rsdc2d/plane_grad.h"
 
 namespace {
 
@@ -27,6 +26,7 @@ Way way_of(const Params& p, Pass pass) {
   if (pass == Pass::bwd_w) {
     const bool channels = group_in(p) >= 16;
     if (p.exact && (!channels || p.sets > p.groups)) return Way::generic;
+    if (in_planes(p)) return Way::planes;
     if (channels && whole_window(p, 70)) return Way::window;
     return channels ? Way::channels : Way::pixels;
   }
@@ -80,6 +80,8 @@ int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
       return depthwise_bwd_w<T>(p, g, x, gw);
     case Way::generic:
       return generic_bwd_w<T>(p, g, x, gw);
+    case Way::planes:
+      return planes_grad<T>(p, g, x, gw);
     case Way::channels:
       return dense_grad<T>(p, g, x, gw);
     case Way::window:

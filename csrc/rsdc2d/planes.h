@@ -1,69 +1,78 @@
-// NCHW, one channel a group: every plane has taps of its own, and a tile of its rows stays in registers. Forward, and
-// the input gradient as a convolution of the output's.
+// One channel a group: every plane has taps of its own. Forward, and the input gradient as a convolution of the
+// output's. NHWC maps are turned into planes, a bundle of channels at a time, and back.
 #pragma once
 #include "lk/lines.h"
 #include "rsdc2d/dense.h"
+#include "rsdc2d/plane_direct.h"
 
 namespace {
 namespace rsdc {
 
-constexpr i64 kPlaneBytes = 20 << 10;  // of a staged plane, to stay in the first-level cache
-constexpr i64 kPastPlanes = 1 << 20;   // outputs from this size on bypass the caches
-constexpr int kTall = 8;               // rows of a tile
+constexpr i64 kPlaneBytes = 11 << 10;    // of a staged plane: two stay in the first-level cache
+constexpr i64 kBundleBytes = 256 << 10;  // of staged planes of a bundle, in the second-level cache
+constexpr i64 kPastPlanes = 16 << 20;    // outputs from this size on bypass the caches
+constexpr i64 kBundle = 16;              // channels: a cache line of pixels
+constexpr i64 kImages = 8;               // planes of a channel that follow each other: their taps are then foreseen
 
-#if defined(__AVX512F__)
-constexpr int kAbreast = 2;  // vectors of a row of a tile
-#else
-constexpr int kAbreast = 1;
-#endif
-
-template <class A>
-struct PlaneTile {
-  const Term* term;
-  i64 terms, row, out_row;
-  const A* weights;
-  A init;
+// Lines begin on vectors.
+template <class T>
+struct PlaneStage : Stage<T> {
+  using A = Acc<T>;
+  static constexpr i64 V = kLanes<A>;
+  PlaneStage(const Plan& g, i64 count, i64 strip) : Stage<T>(g, count, strip, false) {
+    this->row = round_up(g.pitch(), V);
+    if (this->row * static_cast<i64>(sizeof(A)) % 2048 == 0) this->row += V;  // or rows share few cache sets
+    this->channel = this->height * this->row;
+    this->plane = count * this->channel;
+  }
+  static i64 row_bytes(const Plan& g) { return g.planes() * round_up(g.pitch(), V) * static_cast<i64>(sizeof(A)); }
+  i64 slack() const { return kTall * this->row + 2 * V + round_up(this->g.cols.before, V); }
+  void take(Arena& a) {
+    Stage<T>::take(a, slack());
+    this->data = this->memory + round_up(this->g.cols.before, V);
+  }
+  void prepare(A* at) { clear(at - round_up(this->g.cols.before, V), Stage<T>::elements(slack())); }
 };
 
-template <class A, int N>
-__attribute__((noinline)) void plane_tile(const PlaneTile<A>& a, const A* x, A* out) {
-  using S = Slim<A>;
-  constexpr int L = kSlimBytes / static_cast<int>(sizeof(A));
-  S acc[kTall][N];
-#pragma GCC unroll 8
-  for (int r = 0; r < kTall; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < N; ++v) acc[r][v] = a.init - S{};
-  const i64 row = a.row;
-  for (const Term *t = a.term, *end = t + a.terms; t != end; ++t) {
-    const A* from = x + t->at;
-    const S k = a.weights[t->slot] - S{};
-#pragma GCC unroll 8
-    for (int r = 0; r < kTall; ++r, from += row)
-#pragma GCC unroll 2
-      for (int v = 0; v < N; ++v) {
-        S in;
-        __builtin_memcpy(&in, from + v * L, sizeof in);
-        acc[r][v] = vfma(in, k, acc[r][v]);
-      }
+inline i64 channels_together(const Plan& g) {
+  return g.p.layout == Layout::nchw ? 1 : smaller(g.p.co, kBundle);
+}
+
+template <class A>
+__attribute__((noinline)) void copy_rows(A* to, i64 to_row, const A* from, i64 from_row, i64 rows, i64 n) {
+  constexpr i64 V = kLanes<A>;
+  for (; rows > 0; --rows, to += to_row, from += from_row) {
+    for (i64 j = 0; j + V <= n; j += V) vstore(to + j, vload(from + j));
+    if (n % V) vstore(to + n - V, vload(from + n - V));
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kTall; ++r, out += a.out_row)
-#pragma GCC unroll 2
-    for (int v = 0; v < N; ++v) __builtin_memcpy(out + v * L, &acc[r][v], sizeof(S));
 }
 
 template <class T>
 struct Planes {
   using A = Acc<T>;
-  static constexpr int L = kSlimBytes / static_cast<int>(sizeof(A)), V = kAbreast * L, W = kLanes<A>;
+  static constexpr i64 V = kLanes<A>;
+  static constexpr bool kSame = sizeof(T) == sizeof(A);
   const Plan& g;
   const T *src, *w, *bias;
   T* dst;
-  i64 strip, buffer;
-  Stage<T> stage;
-  TermList list;
-  A *packed, *made;
+  bool pixels;
+  i64 bundle, bundles, images;
+  bool direct, past;                                 // outputs go straight to their maps; past the caches
+  bool in_place;                                     // inputs are read where they are
+  i64 strip, strips, flat;  // flat: elements of one channel's outputs of a strip
+  PlaneStage<T> stage;
+  UnitList list;
+  A *buffer[2], *made, *part, *weights;
+  i64 feed_at_once;
+  i64 packed;  // what `weights` are of
+
+  // Rows of the next piece, that are staged between the tiles of this one: what was just written is not read at once,
+  // and the memory works meanwhile.
+  struct Feed {
+    A* to;
+    const T *from, *ahead;
+    i64 rows, at_once;
+  } feed;
 
   Planes(const Plan& plan, const T* s, const T* weight, const T* b, T* d)
       : g(plan),
@@ -71,132 +80,303 @@ struct Planes {
         w(weight),
         bias(b),
         dst(d),
-        strip(tall_strip(plan)),
-        buffer(Lines::kFull + (kTall + 1) * plan.cols.grid + 2 * Lines::kLine + V),
-        stage(plan, 1, strip, false),
-        packed(nullptr),
-        made(nullptr) {}
-
-  static i64 tall_strip(const Plan& g) {
-    const i64 row = g.planes() * g.pitch() * static_cast<i64>(sizeof(A));
-    return smaller(g.rows.grid, larger(1, (kPlaneBytes / row - g.halo()) / kTall) * kTall);
+        pixels(plan.p.layout == Layout::nhwc),
+        bundle(channels_together(plan)),
+        bundles(ceil_div(plan.p.co, bundle)),
+        images(best_images(plan)),
+        direct(!pixels && kSame && plan.phases() == 1 && plan.dst.w == 1 && plan.cols.grid >= V),
+        past(false),
+        in_place(direct && reads_in_place(plan)),
+        strip(in_place ? plan.rows.grid : tall_strip(plan, bundle)),
+        strips(ceil_div(plan.rows.grid, strip)),
+        flat((strip + kTall) * round_up(plan.cols.grid, V)),
+        stage(plan, bundle, strip),
+        list{},
+        buffer{nullptr, nullptr},
+        made(nullptr),
+        part(nullptr),
+        weights(nullptr),
+        feed_at_once(ceil_div(strip + plan.halo(), ceil_div(strip, kTall) * ceil_div(plan.cols.grid, V))),
+        packed(-1),
+        feed{} {
+    const Strides& t = g.dst;
+    if (!kCanStream || !__is_same(T, float) || g.phases() > 1 || g.p.n * t.n * 4 < kPastPlanes) return;
+    const bool lines = reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 && t.n % 16 == 0 && t.h % 16 == 0;
+    past = pixels ? lines && t.w % 16 == 0 && g.p.co % 16 == 0 : direct && lines && t.c % 16 == 0;
   }
-  i64 slack() const { return kTall * g.pitch() + 2 * V; }
+
+  static i64 best_images(const Plan& g) {
+    const i64 units = parallel(g.p) ? 4 * g.p.threads : 1;
+    return larger(1, smaller(kImages, g.p.n * g.p.co / units));
+  }
+  static i64 tall_strip(const Plan& g, i64 bundle) {
+    const i64 row = PlaneStage<T>::row_bytes(g) * bundle;
+    const i64 most = (bundle > 1 ? kBundleBytes : kPlaneBytes) / row - g.halo();
+    return smaller(g.rows.grid, larger(1, most / kTall) * kTall);
+  }
   void share(Arena& a) {
-    list = make_terms(g, a, stage.plane, stage.row, 1);
-    packed = a.take<A>(g.p.co * g.p.taps);
+    list = take_units(g, a);
   }
   void own(Arena& a) {
-    stage.take(a, slack());
-    made = a.take<A>(buffer);
-  }
-
-  // Whether all outputs follow each other, so that whole lines can be written.
-  bool in_order() const {
-    return sizeof(T) == sizeof(float) && g.phases() == 1 && g.dst.w == 1 && g.dst.h == g.cols.grid &&
-           g.dst.c == g.rows.grid * g.cols.grid && g.dst.n == g.p.co * g.dst.c;
-  }
-
-  void band(const PlaneTile<A>& tile, const A* x, A* out) const {
-    const i64 n = tile.out_row;
-    i64 j = 0;
-    for (; j + V <= n; j += V) plane_tile<A, kAbreast>(tile, x + j, out + j);
-    if (j == n) return;
-    // A row ends where it ends, since the next one begins there; narrower ones are written over by the next.
-    if (kAbreast > 1 && n - j > L) {
-      j = larger(0, n - V);
-      return plane_tile<A, kAbreast>(tile, x + j, out + j);
+    for (A*& b : buffer) {
+      stage.take(a);
+      b = stage.data;
+      if (pixels) break;
     }
-    j = larger(0, n - L);
-    plane_tile<A, 1>(tile, x + j, out + j);
+    made = a.take<A>(bundle * flat);
+    part = a.take<A>(16 * bundle);
+    weights = a.take<A>(g.p.taps);
   }
 
-  const T* plane_of(i64 q) const { return src + q / g.p.ci * g.src.n + q % g.p.ci * g.src.c; }
+  // h rows of n columns. Exact: nothing beyond them is written, and there are enough of both.
+  void bands(const PlaneTile<A>& t, const A* x, A* out, i64 h, i64 n, bool exact) {
+    for (i64 i = 0; i < h;) {
+      const bool tall = h - i > kShort && (!exact || h >= kTall);
+      const i64 height = tall ? kTall : kShort;
+      if (exact) i = smaller(i, h - height);
+      for (i64 j = 0; j < n; j += V) {
+        const i64 at = exact ? smaller(j, n - V) : j;
+        const A* const from = x + i * t.row + at;
+        A* const to = out + i * t.out_row + at;
+        tall ? plane_tile<A, kTall>(t, from, to) : plane_tile<A, kShort>(t, from, to);
+        if (feed.rows) feed_rows(feed.at_once);
+      }
+      i += height;
+    }
+  }
 
-  // As stage.fill(), in less time.
-  void fill(const T* from, i64 i0, i64 height) {
-    const i64 n = g.cols.in;
-    if (g.planes() > 1 || n < W || g.src.w != 1) return stage.fill(from, 1, i0, height);
-    const i64 first = i0 + g.rows.lo, rows = height + g.halo();
+  // The taps of channel c in one phase, and its weights.
+  PlaneTile<A> tile(i64 c, i64 phase) {
+    const i64 e = list.index(g.set_of_channel(c, 0), phase);
+    if (c * g.phases() + phase != packed) {
+      packed = c * g.phases() + phase;
+      const int* const slot = list.slot + e * g.p.taps;
+      const T* const from = w + c * g.p.taps;
+      for (i64 i = 0; i < g.p.taps; ++i) weights[i] = to_acc(from[slot[i]]);
+    }
+    return {list.begin(e), list.end(e), stage.row, 0, weights, bias ? to_acc(bias[c]) : A(0), false};
+  }
+
+  // Some rows of a plane. Planes of a channel follow each other for some images.
+  struct Piece {
+    i64 c, n, i0, height, n0, n1;  // n0, n1: those images
+    const T* from;                 // the plane
+  };
+  void set(Piece& s) const {
+    s.height = smaller(strip, g.rows.grid - s.i0);
+    s.from = src + s.n * g.src.n + s.c * g.src.c;
+  }
+  Piece first_piece(i64 plane) const {
+    Piece s{};
+    s.n0 = plane / (images * g.p.co) * images;
+    s.n1 = smaller(s.n0 + images, g.p.n);
+    plane -= s.n0 * g.p.co;
+    s.c = plane / (s.n1 - s.n0);
+    s.n = s.n0 + plane % (s.n1 - s.n0);
+    set(s);
+    return s;
+  }
+  Piece next_piece(Piece s) const {
+    s.i0 += strip;
+    if (s.i0 >= g.rows.grid) {
+      s.i0 = 0;
+      if (++s.n == s.n1) {
+        if (++s.c == g.p.co) s.c = 0, s.n0 = s.n1, s.n1 = smaller(s.n0 + images, g.p.n);
+        s.n = s.n0;
+      }
+    }
+    set(s);
+    return s;
+  }
+
+  void feed_rows(i64 most) {
+    if constexpr (kSame) {
+      const i64 rows = smaller(most, feed.rows), row = g.src.h;
+      copy_rows<A>(feed.to, stage.row, feed.from, row, rows, g.cols.in);
+      if (feed.ahead) {
+        touch_rows(feed.ahead, row, 0, rows, g.cols.in);
+        feed.ahead += rows * row;
+      }
+      feed.to += rows * stage.row;
+      feed.from += rows * row;
+      feed.rows -= rows;
+    }
+  }
+  // Begins to stage a piece in another buffer; `ahead`: the piece after it.
+  void begin(const Piece& s, A* to, const Piece* ahead) {
+    stage.data = to;
+    const i64 n = g.cols.in, first = s.i0 + g.rows.lo, rows = s.height + g.halo();
+    if (!kSame || g.planes() > 1 || n < V || g.src.w != 1) {
+      if (ahead) touch_rows(ahead->from, g.src.h, 0, smaller(strip * g.rows.in_step(), g.rows.in), n * g.src.w);
+      feed.rows = 0;
+      return stage.fill(s.from, 1, s.i0, s.height);
+    }
     const i64 top = smaller(rows, larger(0, -first)), bottom = larger(top, smaller(rows, g.rows.in - first));
-    if (strip < g.rows.grid) {  // else what lies outside was cleared once
-      for (i64 u = 0; u < top; ++u) clear(stage.data + u * stage.row, n);
-      for (i64 u = bottom; u < rows; ++u) clear(stage.data + u * stage.row, n);
+    if (strips > 1) {  // else what lies outside was cleared once
+      for (i64 u = 0; u < top; ++u) clear(to + u * stage.row, n);
+      for (i64 u = bottom; u < rows; ++u) clear(to + u * stage.row, n);
     }
-    A* to = stage.data + top * stage.row;
-    from += (first + top) * g.src.h;
-    for (i64 u = top; u < bottom; ++u, to += stage.row, from += g.src.h) {
-      for (i64 j = 0; j + W <= n; j += W) vstore(to + j, vload(from + j));
-      vstore(to + n - W, vload(from + n - W));
+    const i64 skip = ahead ? larger(0, ahead->i0 + g.rows.lo) * g.src.h : 0;
+    feed = {to + top * stage.row, s.from + (first + top) * g.src.h, ahead ? ahead->from + skip : nullptr, bottom - top,
+            feed_at_once};
+  }
+
+  static bool reads_in_place([[maybe_unused]] const Plan& g) {
+#if defined(__AVX512F__)
+    return __is_same(T, float) && g.planes() == 1 && g.src.w == 1 && g.cols.in >= kReach && g.rows.grid >= kShort &&
+           g.rows.lo >= -kReach && g.cols.lo >= -kReach && g.rows.grid + g.rows.hi <= g.rows.in + kReach &&
+           g.cols.grid + g.cols.hi <= g.cols.in + kReach;
+#else
+    return false;
+#endif
+  }
+
+#if defined(__AVX512F__)
+  // The tiles of whole planes, one after the other.
+  struct Cursor {
+    Piece s;
+    i64 i, j;  // of the tile, before it is moved back into the plane
+    bool tall;
+  };
+  void set_height(Cursor& t) const { t.tall = g.rows.grid - t.i > kShort && g.rows.grid >= kTall; }
+  void advance(Cursor& t) const {
+    t.j += V;
+    if (t.j < g.cols.grid) return;
+    t.j = 0;
+    t.i += t.tall ? kTall : kShort;
+    if (t.i >= g.rows.grid) t.i = 0, t.s = next_piece(t.s);
+    set_height(t);
+  }
+
+  // Planes [first, last), in the order of their pieces. Some tiles ahead, cache lines are asked for.
+  void direct_planes(i64 first, i64 last) {
+    constexpr int kAhead = 3;
+    const i64 h = g.rows.grid, n = g.cols.grid;
+    Cursor t{first_piece(first), 0, 0, false};
+    set_height(t);
+    Cursor ahead = t;
+    for (int k = 0; k < kAhead; ++k) advance(ahead);
+    DirectTile d{};
+    for (i64 left = last - first; left > 0;) {
+      if (t.i == 0 && t.j == 0) {
+        const PlaneTile<A> k = tile(t.s.c, 0);
+        d = {k.unit, k.end, g.src.h, g.dst.h, k.weights, k.init, past, g.rows.in, g.cols.in};
+      }
+      const i64 i = smaller(t.i, h - (t.tall ? kTall : kShort)), j = smaller(t.j, n - V);
+      const T* const next = ahead.s.from + ahead.i * g.src.h + ahead.j;
+      T *const to = map(t.s) + i * g.dst.h + j, *const next_to = map(ahead.s) + ahead.i * g.dst.h + ahead.j;
+      t.tall ? direct_tile<kTall>(d, t.s.from, i, j, to, next, past ? next : next_to)
+             : direct_tile<kShort>(d, t.s.from, i, j, to, next, past ? next : next_to);
+      advance(ahead);
+      advance(t);
+      left -= t.i == 0 && t.j == 0;
+    }
+  }
+#endif
+  T* map(const Piece& s) const { return dst + s.n * g.dst.n + s.c * g.dst.c; }
+
+  void make_piece(const Piece& s, const A* staged) {
+    for (i64 f = 0; f < g.phases(); ++f) {
+      const i64 fr = f / g.cols.phases(), fc = f % g.cols.phases(), columns = g.cols.places(fc);
+      const i64 rows = smaller(s.height, g.rows.places(fr) - s.i0);
+      T* to = dst + offset(g.dst, s.n, s.c, s.i0 * g.rows.out_step() + fr, fc);
+      PlaneTile<A> t = tile(s.c, f);
+      if constexpr (kSame)
+        if (direct && rows >= kShort) {
+          t.out_row = g.dst.h;
+          t.past = past;
+          bands(t, staged, to, rows, columns, true);
+          continue;
+        }
+      t.out_row = round_up(columns, V);
+      bands(t, staged, made, rows, columns, false);
+      for (i64 r = 0; r < rows; ++r, to += g.dst.h * g.rows.out_step())
+        write_line<T>(to, g.dst.w * g.cols.out_step(), made + r * t.out_row, columns);
     }
   }
 
-  // Plane q; `ahead`: the one that comes next. With `lines`, `done` elements wait in front of this plane's.
-  void plane(i64 q, const T* ahead, Lines* lines, i64& done) {
-    const i64 c = q % g.p.co;
-    const A init = bias ? to_acc(bias[c]) : A(0);
-    for (i64 i0 = 0; i0 < g.rows.grid; i0 += strip) {
-      const i64 height = smaller(strip, g.rows.grid - i0);
-      fill(plane_of(q), i0, height);
-      for (i64 f = 0; f < g.phases(); ++f) {
-        const i64 fr = f / g.cols.phases(), fc = f % g.cols.phases(), columns = g.cols.places(fc);
-        const i64 set = g.set_of_channel(c, 0), e = set * g.phases() + f,
-                  rows = smaller(height, g.rows.places(fr) - i0);
-        const PlaneTile<A> tile{list.terms(set, f), list.count[e], stage.row, columns, packed + c * g.p.taps, init};
-        for (i64 i = 0; i < rows; i += kTall) {
-          const i64 tall = smaller(kTall, rows - i);
-          if (f == 0 && ahead)
-            touch_rows(ahead, g.src.h, (i0 + i) * g.rows.in_step(),
-                       smaller((i0 + i + tall) * g.rows.in_step(), g.rows.in), g.cols.in * g.src.w);
-          if (lines) {
-            if constexpr (sizeof(T) == sizeof(float)) {
-              if (done >= Lines::kFull) done -= lines->flush(done);
-              band(tile, stage.data + i * stage.row, made + done);
-              done += tall * columns;
-            }
+  // Planes [first, last), in the order of their pieces.
+  void planes(i64 first, i64 last) {
+    i64 left = (last - first) * strips;
+    if (left <= 0) return;
+    Piece now = first_piece(first), next = now;
+    A *staged = buffer[0], *other = buffer[1];
+    begin(now, staged, nullptr);
+    for (; left > 0; --left) {
+      feed_rows(feed.rows);
+      if (left > 1) {
+        next = next_piece(now);
+        const Piece ahead = left > 2 ? next_piece(next) : next;
+        begin(next, other, &ahead);
+      }
+      make_piece(now, staged);
+      now = next;
+      A* const swap = staged;
+      staged = other;
+      other = swap;
+    }
+  }
+
+  // Rows from i0 on of the channels of a bundle.
+  void make_pixels(i64 n, i64 first, i64 i0, i64 height) {
+    const i64 count = smaller(bundle, g.p.co - first);
+    stage.fill(src + n * g.src.n + first * g.src.c, count, i0, height);
+    for (i64 f = 0; f < g.phases(); ++f) {
+      const i64 fr = f / g.cols.phases(), fc = f % g.cols.phases(), columns = g.cols.places(fc);
+      const i64 rows = smaller(height, g.rows.places(fr) - i0), step = g.dst.w * g.cols.out_step();
+      const i64 row = round_up(columns, V);
+      for (i64 c = 0; c < count; ++c) {
+        PlaneTile<A> t = tile(first + c, f);
+        t.out_row = row;
+        bands(t, stage.data + c * stage.channel, made + c * flat, rows, columns, false);
+      }
+      T* to = dst + offset(g.dst, n, first, i0 * g.rows.out_step() + fr, fc);
+      for (i64 r = 0; r < rows; ++r, to += g.dst.h * g.rows.out_step()) {
+        if constexpr (__is_same(T, float))
+          if (past) {
+            transpose_out<true>(to, step, made + r * row, flat, count, columns);
             continue;
           }
-          band(tile, stage.data + i * stage.row, made);
-          T* to = dst + offset(g.dst, q / g.p.co, c, (i0 + i) * g.rows.out_step() + fr, fc);
-          for (i64 r = 0; r < tall; ++r, to += g.dst.h * g.rows.out_step())
-            write_line<T>(to, g.dst.w * g.cols.out_step(), made + r * columns, columns);
-        }
+        lines_to_pixels<T>(to, step, made + r * row, flat, columns, count, part);
       }
     }
   }
 
   void work() {
-#pragma omp for schedule(static)
-    for (i64 o = 0; o < g.p.co; ++o)
-      for (i64 t = 0; t < g.p.taps; ++t) packed[o * g.p.taps + t] = to_acc(w[o * g.p.taps + t]);
-    stage.prepare(slack());
-    const i64 planes = g.p.n * g.p.co;
-    const int shares = parallel(g.p) ? g.p.threads : 1;
-#pragma omp for schedule(static)
-    for (int s = 0; s < shares; ++s) {
-      const i64 first = planes * s / shares, last = planes * (s + 1) / shares;
-      i64 done = 0;
-      if constexpr (__is_same(T, float)) {
-        if (in_order()) {
-          T* const to = dst + first * g.dst.c;
-          const i64 skip = static_cast<i64>(reinterpret_cast<std::uintptr_t>(to) % 64 / sizeof(T));
-          Lines lines{made, to - skip, skip, planes * g.dst.c * static_cast<i64>(sizeof(T)) >= kPastPlanes};
-          done = skip;
-          for (i64 q = first; q < last; ++q) plane(q, q + 1 < last ? plane_of(q + 1) : nullptr, &lines, done);
-          lines.finish(done);
-          stream_fence();
-          continue;
-        }
-      }
-      for (i64 q = first; q < last; ++q) plane(q, q + 1 < last ? plane_of(q + 1) : nullptr, nullptr, done);
+    find_units(g, list, stage.plane, stage.row);
+    for (A* const b : buffer) {
+      if (!b) break;
+      stage.prepare(b);
     }
+    if (pixels) {
+#pragma omp for schedule(static)
+      for (i64 u = 0; u < g.p.n * strips * bundles; ++u) {
+        const i64 i0 = u / bundles % strips * strip;
+        make_pixels(u / bundles / strips, u % bundles * bundle, i0, smaller(strip, g.rows.grid - i0));
+      }
+    } else {
+      const i64 shares = parallel(g.p) ? g.p.threads : 1, all = g.p.n * g.p.co;
+#pragma omp for schedule(static)
+      for (i64 s = 0; s < shares; ++s) {
+        const i64 first = all * s / shares, last = all * (s + 1) / shares;
+#if defined(__AVX512F__)
+        if constexpr (__is_same(T, float))
+          if (in_place) {
+            direct_planes(first, last);
+            continue;
+          }
+#endif
+        planes(first, last);
+      }
+    }
+    if (past) stream_fence();
   }
 };
 
 // Narrow maps fill vectors better as one long line.
 inline bool in_planes(const Params& p) {
   const bool depthwise = p.groups == p.ci && p.groups == p.co;
-  return depthwise && p.layout == Layout::nchw && p.wo >= 16 && p.n * p.ci >= p.threads;
+  return depthwise && p.wo >= 16;
 }
 
 template <class T>

@@ -16,11 +16,11 @@ namespace rsdc {
 
 namespace dw = lk::multi_dwconv2d;
 
-// Those kernels know no padding but half a window. Rows that fill vectors are better off with the taps alone.
+// Those kernels know no padding but half a window. NCHW rows that fill vectors are better off with the taps alone.
 inline bool is_depthwise(const Params& p) {
   const i64 pad = p.dilation_h * (p.kernel / 2);
   const bool same = p.dilation_h == p.dilation_w && p.pad_h == pad && p.pad_w == pad && p.kernel % 2 == 1;
-  const i64 window = p.kernel * p.kernel, most = p.wo < 16 ? 49 : 9;
+  const i64 window = p.kernel * p.kernel, most = p.layout == Layout::nhwc || p.wo < 16 ? 49 : 9;
   return p.groups == p.ci && p.groups == p.co && same && !p.exact && window <= most && window <= 6 * p.taps;
 }
 

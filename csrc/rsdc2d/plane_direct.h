@@ -73,8 +73,8 @@ __attribute__((noinline)) void direct_tile(const DirectTile& a, const float* pla
       __builtin_prefetch(next_out, 1, 3);
     }
     switch (u->kind) {
-#define LK_KIND(kind)                                                              \
-  case kind:                                                                       \
+#define LK_KIND(kind)                                                      \
+  case kind:                                                               \
     direct_unit<kind, TH>(acc, at, a.row, weights, -top, a.rows - top, m); \
     break;
       LK_UNIT_KINDS(LK_KIND)

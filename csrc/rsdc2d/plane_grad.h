@@ -16,33 +16,30 @@ struct PlaneGrad {
   const Plan& g;
   const T *grad, *x;
   T* gw;
-  i64 bundle, bundles, parts;  // channels staged together; pieces that the batch is cut into
-  i64 strip, row, flat;        // row: elements of a staged row of gradients; flat: of a channel's
-  bool direct;                 // gradients are read where they are
+  i64 parts;             // pieces that the batch is cut into
+  i64 strip, row, flat;  // row: elements of a staged row of gradients; flat: of a channel's
+  bool direct;           // gradients are read where they are
   PlaneStage<T> stage;
   UnitList list;
-  A *totals, *grads, *sums, *long_sums, *part;
+  A *totals, *grads, *sums, *long_sums;
 
   PlaneGrad(const Plan& plan, const T* gradient, const T* input, T* to)
       : g(plan),
         grad(gradient),
         x(input),
         gw(to),
-        bundle(channels_together(plan)),
-        bundles(ceil_div(plan.p.co, bundle)),
-        parts(larger(1, smaller(plan.p.n, kParts / bundles))),
-        strip(Planes<T>::tall_strip(plan, bundle)),
+        parts(larger(1, smaller(plan.p.n, kParts / plan.p.co))),
+        strip(Planes<T>::tall_strip(plan)),
         row(round_up(plan.cols.grid, V)),
         flat((strip + kTall) * row),
-        direct(plan.p.layout == Layout::nchw && kSame && plan.dst.w == 1 && plan.cols.grid % V == 0 &&
-               plan.rows.grid % kShort == 0 && strip % kShort == 0),
-        stage(plan, bundle, strip),
+        direct(kSame && plan.dst.w == 1 && plan.cols.grid % V == 0 && plan.rows.grid % kShort == 0 &&
+               strip % kShort == 0),
+        stage(plan, strip),
         list{},
         totals(nullptr),
         grads(nullptr),
         sums(nullptr),
-        long_sums(nullptr),
-        part(nullptr) {}
+        long_sums(nullptr) {}
 
   i64 total() const { return g.p.co * g.p.taps; }
   void share(Arena& a) {
@@ -51,28 +48,22 @@ struct PlaneGrad {
   }
   void own(Arena& a) {
     stage.take(a);
-    grads = a.take<A>(bundle * flat);
-    sums = a.take<A>(bundle * g.p.taps * V);
-    long_sums = a.take<A>(bundle * g.p.taps * V);
-    part = a.take<A>(16 * bundle);
+    grads = a.take<A>(flat);
+    sums = a.take<A>(g.p.taps * V);
+    long_sums = a.take<A>(g.p.taps * V);
   }
 
   // Rows from i0 on. Those beyond, that tiles reach, are zero on both sides.
-  void fill(i64 n, i64 c, i64 count, i64 i0, i64 height) {
-    stage.fill(x + n * g.src.n + c * g.src.c, count, i0, height);
+  void fill(i64 n, i64 c, i64 i0, i64 height) {
+    stage.fill(x + n * g.src.n + c * g.src.c, 1, i0, height);
     const i64 over = round_up(height, kShort) - height, stale = smaller(over, strip - height);
     for (i64 q = 0; q < g.planes(); ++q)
-      for (i64 k = 0; k < count; ++k)
-        for (i64 i = 0; i < stale; ++i)
-          clear(stage.data + q * stage.plane + k * stage.channel + (height + g.halo() + i) * stage.row, g.cols.plane);
+      for (i64 i = 0; i < stale; ++i)
+        clear(stage.data + q * stage.plane + (height + g.halo() + i) * stage.row, g.cols.plane);
     if (direct) return;
     const T* from = grad + n * g.dst.n + c * g.dst.c + i0 * g.dst.h;
-    for (i64 i = 0; i < height; ++i, from += g.dst.h)
-      if (g.p.layout == Layout::nhwc)
-        pixels_to_lines<T>(grads + i * row, flat, from, g.dst.w, g.cols.grid, count, part);
-      else
-        read_line<T>(grads + i * row, from, g.dst.w, g.cols.grid);
-    for (i64 k = 0; k < count; ++k) clear(grads + k * flat + height * row, over * row);
+    for (i64 i = 0; i < height; ++i, from += g.dst.h) read_line<T>(grads + i * row, from, g.dst.w, g.cols.grid);
+    clear(grads + height * row, over * row);
   }
 
   void multiply(i64 c, const A* from, i64 from_row, const A* at, A* to, i64 height) {
@@ -89,25 +80,22 @@ struct PlaneGrad {
   }
 
   void unit(i64 u) {
-    const i64 q = u % parts, first = u / parts * bundle, count = smaller(bundle, g.p.co - first);
-    const i64 size = count * g.p.taps * V;
+    const i64 q = u % parts, c = u / parts, size = g.p.taps * V;
     clear(long_sums, size);
     for (i64 n = q * g.p.n / parts; n < (q + 1) * g.p.n / parts; ++n)
       for (i64 i0 = 0; i0 < g.rows.grid; i0 += strip) {
         const i64 height = smaller(strip, g.rows.grid - i0);
-        fill(n, first, count, i0, height);
+        fill(n, c, i0, height);
         clear(sums, size);
-        for (i64 k = 0; k < count; ++k) {
-          const A *from = grads + k * flat, *const at = stage.data + k * stage.channel;
-          i64 from_row = row;
-          if constexpr (kSame)
-            if (direct) from = grad + offset(g.dst, n, first, i0, 0), from_row = g.dst.h;
-          multiply(first + k, from, from_row, at, sums + k * g.p.taps * V, height);
-        }
+        const A* from = grads;
+        i64 from_row = row;
+        if constexpr (kSame)
+          if (direct) from = grad + offset(g.dst, n, c, i0, 0), from_row = g.dst.h;
+        multiply(c, from, from_row, stage.data, sums, height);
         for (i64 i = 0; i < size; i += V) vstore(long_sums + i, vload(long_sums + i) + vload(sums + i));
       }
-    A* const to = totals + q * total() + first * g.p.taps;
-    for (i64 e = 0; e < count * g.p.taps; ++e) to[e] = sum_lanes<A, V>(long_sums + e * V);
+    A* const to = totals + q * total() + c * g.p.taps;
+    for (i64 t = 0; t < g.p.taps; ++t) to[t] = sum_lanes<A, V>(long_sums + t * V);
   }
 
   // Sums of channel c, in the units' order, to its weights.
@@ -126,9 +114,9 @@ struct PlaneGrad {
   void work() {
     find_units(g, list, stage.plane, stage.row);
     stage.prepare(stage.data);
-    clear(grads, bundle * flat);
+    clear(grads, flat);
 #pragma omp for schedule(static)
-    for (i64 u = 0; u < bundles * parts; ++u) unit(u);
+    for (i64 u = 0; u < g.p.co * parts; ++u) unit(u);
 #pragma omp for schedule(static)
     for (i64 c = 0; c < g.p.co; ++c) finish(c);
   }

@@ -126,8 +126,7 @@ inline void find_units(const Plan& g, const UnitList& l, i64 plane, i64 row) {
   }
 }
 
-#define LK_UNIT_KINDS(M) \
-  M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+#define LK_UNIT_KINDS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
 
 template <class A>
 struct PlaneTile {
@@ -167,8 +166,8 @@ __attribute__((noinline)) void plane_tile(const PlaneTile<A>& a, const A* x, A* 
   for (const Unit *u = a.unit, *end = a.end; u != end; ++u) {
     const A *const at = x + u->at, *const weights = a.weights + u->first;
     switch (u->kind) {
-#define LK_KIND(kind)                             \
-  case kind:                                      \
+#define LK_KIND(kind)                              \
+  case kind:                                       \
     plane_unit<kind, TH>(acc, at, a.row, weights); \
     break;
       LK_UNIT_KINDS(LK_KIND)
@@ -234,8 +233,8 @@ __attribute__((noinline)) void plane_sums(const PlaneSums<A>& a, const A* x, con
     const A* const at = x + u->at;
     A* const sums = a.sums + u->first * kLanes<A>;
     switch (u->kind) {
-#define LK_KIND(kind)                               \
-  case kind:                                        \
+#define LK_KIND(kind)                              \
+  case kind:                                       \
     plane_unit_sums<kind, TH>(g, at, a.row, sums); \
     break;
       LK_UNIT_KINDS(LK_KIND)

@@ -1,5 +1,5 @@
-// One channel a group: every plane has taps of its own. Forward, and the input gradient as a convolution of the
-// output's. NHWC maps are turned into planes, a bundle of channels at a time, and back.
+// NCHW, one channel a group: every plane has taps of its own. Forward, and the input gradient as a convolution of the
+// output's.
 #pragma once
 #include "lk/lines.h"
 #include "rsdc2d/dense.h"
@@ -8,22 +8,20 @@
 namespace {
 namespace rsdc {
 
-constexpr i64 kPlaneBytes = 11 << 10;    // of a staged plane: two stay in the first-level cache
-constexpr i64 kBundleBytes = 256 << 10;  // of staged planes of a bundle, in the second-level cache
-constexpr i64 kPastPlanes = 16 << 20;    // outputs from this size on bypass the caches
-constexpr i64 kBundle = 16;              // channels: a cache line of pixels
-constexpr i64 kImages = 8;               // planes of a channel that follow each other: their taps are then foreseen
+constexpr i64 kPlaneBytes = 11 << 10;  // of a staged plane: two stay in the first-level cache
+constexpr i64 kPastPlanes = 16 << 20;  // outputs from this size on bypass the caches
+constexpr i64 kImages = 8;             // planes of a channel that follow each other: their taps are then foreseen
 
 // Lines begin on vectors.
 template <class T>
 struct PlaneStage : Stage<T> {
   using A = Acc<T>;
   static constexpr i64 V = kLanes<A>;
-  PlaneStage(const Plan& g, i64 count, i64 strip) : Stage<T>(g, count, strip, false) {
+  PlaneStage(const Plan& g, i64 strip) : Stage<T>(g, 1, strip, false) {
     this->row = round_up(g.pitch(), V);
     if (this->row * static_cast<i64>(sizeof(A)) % 2048 == 0) this->row += V;  // or rows share few cache sets
     this->channel = this->height * this->row;
-    this->plane = count * this->channel;
+    this->plane = this->channel;
   }
   static i64 row_bytes(const Plan& g) { return g.planes() * round_up(g.pitch(), V) * static_cast<i64>(sizeof(A)); }
   i64 slack() const { return kTall * this->row + 2 * V + round_up(this->g.cols.before, V); }
@@ -33,10 +31,6 @@ struct PlaneStage : Stage<T> {
   }
   void prepare(A* at) { clear(at - round_up(this->g.cols.before, V), Stage<T>::elements(slack())); }
 };
-
-inline i64 channels_together(const Plan& g) {
-  return g.p.layout == Layout::nchw ? 1 : smaller(g.p.co, kBundle);
-}
 
 template <class A>
 __attribute__((noinline)) void copy_rows(A* to, i64 to_row, const A* from, i64 from_row, i64 rows, i64 n) {
@@ -55,14 +49,13 @@ struct Planes {
   const Plan& g;
   const T *src, *w, *bias;
   T* dst;
-  bool pixels;
-  i64 bundle, bundles, images;
-  bool direct, past;                                 // outputs go straight to their maps; past the caches
-  bool in_place;                                     // inputs are read where they are
+  i64 images;
+  bool direct, past;        // outputs go straight to their maps; past the caches
+  bool in_place;            // inputs are read where they are
   i64 strip, strips, flat;  // flat: elements of one channel's outputs of a strip
   PlaneStage<T> stage;
   UnitList list;
-  A *buffer[2], *made, *part, *weights;
+  A *buffer[2], *made, *weights;
   i64 feed_at_once;
   i64 packed;  // what `weights` are of
 
@@ -80,21 +73,17 @@ struct Planes {
         w(weight),
         bias(b),
         dst(d),
-        pixels(plan.p.layout == Layout::nhwc),
-        bundle(channels_together(plan)),
-        bundles(ceil_div(plan.p.co, bundle)),
         images(best_images(plan)),
-        direct(!pixels && kSame && plan.phases() == 1 && plan.dst.w == 1 && plan.cols.grid >= V),
+        direct(kSame && plan.phases() == 1 && plan.dst.w == 1 && plan.cols.grid >= V),
         past(false),
         in_place(direct && reads_in_place(plan)),
-        strip(in_place ? plan.rows.grid : tall_strip(plan, bundle)),
+        strip(in_place ? plan.rows.grid : tall_strip(plan)),
         strips(ceil_div(plan.rows.grid, strip)),
         flat((strip + kTall) * round_up(plan.cols.grid, V)),
-        stage(plan, bundle, strip),
+        stage(plan, strip),
         list{},
         buffer{nullptr, nullptr},
         made(nullptr),
-        part(nullptr),
         weights(nullptr),
         feed_at_once(ceil_div(strip + plan.halo(), ceil_div(strip, kTall) * ceil_div(plan.cols.grid, V))),
         packed(-1),
@@ -102,29 +91,24 @@ struct Planes {
     const Strides& t = g.dst;
     if (!kCanStream || !__is_same(T, float) || g.phases() > 1 || g.p.n * t.n * 4 < kPastPlanes) return;
     const bool lines = reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 && t.n % 16 == 0 && t.h % 16 == 0;
-    past = pixels ? lines && t.w % 16 == 0 && g.p.co % 16 == 0 : direct && lines && t.c % 16 == 0;
+    past = direct && lines && t.c % 16 == 0;
   }
 
   static i64 best_images(const Plan& g) {
     const i64 units = parallel(g.p) ? 4 * g.p.threads : 1;
     return larger(1, smaller(kImages, g.p.n * g.p.co / units));
   }
-  static i64 tall_strip(const Plan& g, i64 bundle) {
-    const i64 row = PlaneStage<T>::row_bytes(g) * bundle;
-    const i64 most = (bundle > 1 ? kBundleBytes : kPlaneBytes) / row - g.halo();
+  static i64 tall_strip(const Plan& g) {
+    const i64 most = kPlaneBytes / PlaneStage<T>::row_bytes(g) - g.halo();
     return smaller(g.rows.grid, larger(1, most / kTall) * kTall);
   }
-  void share(Arena& a) {
-    list = take_units(g, a);
-  }
+  void share(Arena& a) { list = take_units(g, a); }
   void own(Arena& a) {
     for (A*& b : buffer) {
       stage.take(a);
       b = stage.data;
-      if (pixels) break;
     }
-    made = a.take<A>(bundle * flat);
-    part = a.take<A>(16 * bundle);
+    made = a.take<A>(flat);
     weights = a.take<A>(g.p.taps);
   }
 
@@ -317,57 +301,24 @@ struct Planes {
     }
   }
 
-  // Rows from i0 on of the channels of a bundle.
-  void make_pixels(i64 n, i64 first, i64 i0, i64 height) {
-    const i64 count = smaller(bundle, g.p.co - first);
-    stage.fill(src + n * g.src.n + first * g.src.c, count, i0, height);
-    for (i64 f = 0; f < g.phases(); ++f) {
-      const i64 fr = f / g.cols.phases(), fc = f % g.cols.phases(), columns = g.cols.places(fc);
-      const i64 rows = smaller(height, g.rows.places(fr) - i0), step = g.dst.w * g.cols.out_step();
-      const i64 row = round_up(columns, V);
-      for (i64 c = 0; c < count; ++c) {
-        PlaneTile<A> t = tile(first + c, f);
-        t.out_row = row;
-        bands(t, stage.data + c * stage.channel, made + c * flat, rows, columns, false);
-      }
-      T* to = dst + offset(g.dst, n, first, i0 * g.rows.out_step() + fr, fc);
-      for (i64 r = 0; r < rows; ++r, to += g.dst.h * g.rows.out_step()) {
-        if constexpr (__is_same(T, float))
-          if (past) {
-            transpose_out<true>(to, step, made + r * row, flat, count, columns);
-            continue;
-          }
-        lines_to_pixels<T>(to, step, made + r * row, flat, columns, count, part);
-      }
-    }
-  }
-
   void work() {
     find_units(g, list, stage.plane, stage.row);
     for (A* const b : buffer) {
       if (!b) break;
       stage.prepare(b);
     }
-    if (pixels) {
+    const i64 shares = parallel(g.p) ? g.p.threads : 1, all = g.p.n * g.p.co;
 #pragma omp for schedule(static)
-      for (i64 u = 0; u < g.p.n * strips * bundles; ++u) {
-        const i64 i0 = u / bundles % strips * strip;
-        make_pixels(u / bundles / strips, u % bundles * bundle, i0, smaller(strip, g.rows.grid - i0));
-      }
-    } else {
-      const i64 shares = parallel(g.p) ? g.p.threads : 1, all = g.p.n * g.p.co;
-#pragma omp for schedule(static)
-      for (i64 s = 0; s < shares; ++s) {
-        const i64 first = all * s / shares, last = all * (s + 1) / shares;
+    for (i64 s = 0; s < shares; ++s) {
+      const i64 first = all * s / shares, last = all * (s + 1) / shares;
 #if defined(__AVX512F__)
-        if constexpr (__is_same(T, float))
-          if (in_place) {
-            direct_planes(first, last);
-            continue;
-          }
+      if constexpr (__is_same(T, float))
+        if (in_place) {
+          direct_planes(first, last);
+          continue;
+        }
 #endif
-        planes(first, last);
-      }
+      planes(first, last);
     }
     if (past) stream_fence();
   }
@@ -376,7 +327,7 @@ struct Planes {
 // Narrow maps fill vectors better as one long line.
 inline bool in_planes(const Params& p) {
   const bool depthwise = p.groups == p.ci && p.groups == p.co;
-  return depthwise && p.wo >= 16;
+  return depthwise && p.layout == Layout::nchw && p.wo >= 16 && p.kernel <= kMostRows;
 }
 
 template <class T>

@@ -19,6 +19,7 @@ struct PlaneGrad {
   i64 parts;             // pieces that the batch is cut into
   i64 strip, row, flat;  // row: elements of a staged row of gradients; flat: of a channel's
   bool direct;           // gradients are read where they are
+  bool in_place;         // inputs too
   PlaneStage<T> stage;
   UnitList list;
   A *totals, *grads, *sums, *long_sums;
@@ -34,6 +35,7 @@ struct PlaneGrad {
         flat((strip + kTall) * row),
         direct(kSame && plan.dst.w == 1 && plan.cols.grid % V == 0 && plan.rows.grid % kShort == 0 &&
                strip % kShort == 0),
+        in_place(reads_in_place<T>(plan)),
         stage(plan, strip),
         list{},
         totals(nullptr),
@@ -79,10 +81,49 @@ struct PlaneGrad {
     }
   }
 
+#if defined(__AVX512F__)
+  // Images [n0, n1) of channel c, where they are. Some tiles ahead, cache lines are asked for.
+  void direct_planes(i64 c, i64 n0, i64 n1) {
+    const i64 e = list.index(g.set_of_channel(c, 0), 0), size = g.p.taps * V;
+    const DirectTile d{list.begin(e), list.end(e), g.src.h, g.dst.h, nullptr, 0, false, g.rows.in, g.cols.in};
+    TileWalk t(g.rows.grid, g.cols.grid), ahead = t;
+    i64 n = n0, soon = n0;
+    const auto advance = [](TileWalk& w, i64& image) {
+      w.advance();
+      image += w.at_first();
+    };
+    for (int k = 0; k < kTilesAhead; ++k) advance(ahead, soon);
+    while (n < n1) {
+      if (t.at_first()) clear(sums, size);
+      const i64 i = t.top(), j = t.left();
+      const T *const from = grad + offset(g.dst, n, c, i, j), *const plane = x + offset(g.src, n, c, 0, 0);
+      const T *const next = x + offset(g.src, soon, c, ahead.i, ahead.j), *const next_from =
+                                                                              grad +
+                                                                              offset(g.dst, soon, c, ahead.i, ahead.j);
+      t.tall ? direct_sums<kTall>(d, plane, i, j, from, t.i - i, t.j - j, sums, next, next_from)
+             : direct_sums<kShort>(d, plane, i, j, from, t.i - i, t.j - j, sums, next, next_from);
+      advance(ahead, soon);
+      advance(t, n);
+      if (t.at_first())
+        for (i64 k = 0; k < size; k += V) vstore(long_sums + k, vload(long_sums + k) + vload(sums + k));
+    }
+  }
+#endif
+
   void unit(i64 u) {
     const i64 q = u % parts, c = u / parts, size = g.p.taps * V;
     clear(long_sums, size);
-    for (i64 n = q * g.p.n / parts; n < (q + 1) * g.p.n / parts; ++n)
+    add(c, q * g.p.n / parts, (q + 1) * g.p.n / parts);
+    A* const to = totals + q * total() + c * g.p.taps;
+    for (i64 t = 0; t < g.p.taps; ++t) to[t] = sum_lanes<A, V>(long_sums + t * V);
+  }
+  void add(i64 c, i64 n0, i64 n1) {
+    const i64 size = g.p.taps * V;
+#if defined(__AVX512F__)
+    if constexpr (__is_same(T, float))
+      if (in_place) return direct_planes(c, n0, n1);
+#endif
+    for (i64 n = n0; n < n1; ++n)
       for (i64 i0 = 0; i0 < g.rows.grid; i0 += strip) {
         const i64 height = smaller(strip, g.rows.grid - i0);
         fill(n, c, i0, height);
@@ -94,8 +135,6 @@ struct PlaneGrad {
         multiply(c, from, from_row, stage.data, sums, height);
         for (i64 i = 0; i < size; i += V) vstore(long_sums + i, vload(long_sums + i) + vload(sums + i));
       }
-    A* const to = totals + q * total() + c * g.p.taps;
-    for (i64 t = 0; t < g.p.taps; ++t) to[t] = sum_lanes<A, V>(long_sums + t * V);
   }
 
   // Sums of channel c, in the units' order, to its weights.

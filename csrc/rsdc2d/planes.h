@@ -41,6 +41,19 @@ __attribute__((noinline)) void copy_rows(A* to, i64 to_row, const A* from, i64 f
   }
 }
 
+// Whether planes are read where they are, and a tile fits.
+template <class T>
+bool reads_in_place([[maybe_unused]] const Plan& g) {
+#if defined(__AVX512F__)
+  return __is_same(T, float) && g.phases() == 1 && g.planes() == 1 && g.src.w == 1 && g.dst.w == 1 &&
+         g.cols.in >= kReach && g.rows.grid >= kShort && g.cols.grid >= kLanes<float> && g.rows.lo >= -kReach &&
+         g.cols.lo >= -kReach && g.rows.grid + g.rows.hi <= g.rows.in + kReach &&
+         g.cols.grid + g.cols.hi <= g.cols.in + kReach;
+#else
+  return false;
+#endif
+}
+
 template <class T>
 struct Planes {
   using A = Acc<T>;
@@ -76,7 +89,7 @@ struct Planes {
         images(best_images(plan)),
         direct(kSame && plan.phases() == 1 && plan.dst.w == 1 && plan.cols.grid >= V),
         past(false),
-        in_place(direct && reads_in_place(plan)),
+        in_place(direct && reads_in_place<T>(plan)),
         strip(in_place ? plan.rows.grid : tall_strip(plan)),
         strips(ceil_div(plan.rows.grid, strip)),
         flat((strip + kTall) * round_up(plan.cols.grid, V)),
@@ -205,55 +218,31 @@ struct Planes {
             feed_at_once};
   }
 
-  static bool reads_in_place([[maybe_unused]] const Plan& g) {
 #if defined(__AVX512F__)
-    return __is_same(T, float) && g.planes() == 1 && g.src.w == 1 && g.cols.in >= kReach && g.rows.grid >= kShort &&
-           g.rows.lo >= -kReach && g.cols.lo >= -kReach && g.rows.grid + g.rows.hi <= g.rows.in + kReach &&
-           g.cols.grid + g.cols.hi <= g.cols.in + kReach;
-#else
-    return false;
-#endif
-  }
-
-#if defined(__AVX512F__)
-  // The tiles of whole planes, one after the other.
-  struct Cursor {
-    Piece s;
-    i64 i, j;  // of the tile, before it is moved back into the plane
-    bool tall;
-  };
-  void set_height(Cursor& t) const { t.tall = g.rows.grid - t.i > kShort && g.rows.grid >= kTall; }
-  void advance(Cursor& t) const {
-    t.j += V;
-    if (t.j < g.cols.grid) return;
-    t.j = 0;
-    t.i += t.tall ? kTall : kShort;
-    if (t.i >= g.rows.grid) t.i = 0, t.s = next_piece(t.s);
-    set_height(t);
-  }
-
   // Planes [first, last), in the order of their pieces. Some tiles ahead, cache lines are asked for.
   void direct_planes(i64 first, i64 last) {
-    constexpr int kAhead = 3;
-    const i64 h = g.rows.grid, n = g.cols.grid;
-    Cursor t{first_piece(first), 0, 0, false};
-    set_height(t);
-    Cursor ahead = t;
-    for (int k = 0; k < kAhead; ++k) advance(ahead);
+    Piece now = first_piece(first), soon = now;
+    TileWalk t(g.rows.grid, g.cols.grid), ahead = t;
+    const auto advance = [this](TileWalk& w, Piece& s) {
+      w.advance();
+      if (w.at_first()) s = next_piece(s);
+    };
+    for (int k = 0; k < kTilesAhead; ++k) advance(ahead, soon);
     DirectTile d{};
-    for (i64 left = last - first; left > 0;) {
-      if (t.i == 0 && t.j == 0) {
-        const PlaneTile<A> k = tile(t.s.c, 0);
+    for (i64 left = last - first; left > 0; left -= t.at_first()) {
+      if (t.at_first()) {
+        const PlaneTile<A> k = tile(now.c, 0);
         d = {k.unit, k.end, g.src.h, g.dst.h, k.weights, k.init, past, g.rows.in, g.cols.in};
       }
-      const i64 i = smaller(t.i, h - (t.tall ? kTall : kShort)), j = smaller(t.j, n - V);
-      const T* const next = ahead.s.from + ahead.i * g.src.h + ahead.j;
-      T *const to = map(t.s) + i * g.dst.h + j, *const next_to = map(ahead.s) + ahead.i * g.dst.h + ahead.j;
-      t.tall ? direct_tile<kTall>(d, t.s.from, i, j, to, next, past ? next : next_to)
-             : direct_tile<kShort>(d, t.s.from, i, j, to, next, past ? next : next_to);
-      advance(ahead);
-      advance(t);
-      left -= t.i == 0 && t.j == 0;
+      const i64 i = t.top(), j = t.left();
+      T* const to = map(now) + i * g.dst.h + j;
+      const T *const next = soon.from + ahead.i * g.src.h + ahead.j, *const next_to =
+                                                                         past ? next
+                                                                              : map(soon) + ahead.i * g.dst.h + ahead.j;
+      t.tall ? direct_tile<kTall>(d, now.from, i, j, to, next, next_to)
+             : direct_tile<kShort>(d, now.from, i, j, to, next, next_to);
+      advance(ahead, soon);
+      advance(t, now);
     }
   }
 #endif

@@ -96,7 +96,7 @@ void grad_tile(const GradTile<A>& t, i64 j0, i64 j1) {
     M mask = M{} - 1;
     i64 at = j;
     if (j + L > j1) {
-      if (j1 - j0 >= L) at = j1 - L;
+      if (j1 >= L) at = j1 - L;
       for (i64 l = 0; l < L; ++l) mask[l] = at + l >= j && at + l < j1 ? -1 : 0;
     }
     for (i64 n = 0; n < t.planes; ++n) grad_parts<TH, V>(t, t.x + n * t.x_plane, t.g + n * t.g_plane, at, mask);

@@ -212,6 +212,14 @@ def test_explain_tells_how_each_pass_is_computed(groups, sets_, count, more, way
         rsdc2d(*tensors, **values).sum().backward()
 
 
+@pytest.mark.parametrize(("width", "way"), [(15, "with zeros between the taps"), (16, "plane by plane")])
+def test_explain_tells_which_depthwise_rows_fill_vectors(width, way):
+    pytest.importorskip("lightkernels._C")
+    x, taps = torch.randn(2, 3, 9, width), sets.draw(3, 9, 5)
+    told = lightkernels.explain("rsdc2d", x, torch.randn(3, 1, 9), taps, kernel_size=5, groups=3, backend="cpu")
+    assert told.config == ", ".join(f"{name} depthwise{',' * (width > 15)} {way}" for name in ("fwd", "bwd_x", "bwd_w"))
+
+
 def test_taps_are_read_once_for_a_tensor_and_its_version(monkeypatch):
     reads = []
     right = sets.check_values

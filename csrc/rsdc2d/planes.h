@@ -316,7 +316,7 @@ struct Planes {
 // Narrow maps fill vectors better as one long line.
 inline bool in_planes(const Params& p) {
   const bool depthwise = p.groups == p.ci && p.groups == p.co;
-  return depthwise && p.layout == Layout::nchw && p.wo >= 16 && p.kernel <= kMostRows;
+  return depthwise && p.layout == Layout::nchw && p.wo >= 16 && p.kernel <= kMostRows && p.n * p.ci >= p.threads;
 }
 
 template <class T>

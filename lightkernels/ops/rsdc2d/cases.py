@@ -84,6 +84,8 @@ CASES: tuple[Case, ...] = (
     case("tiny_groups", (2, 16, 8, 9), 4, scope="filter", groups=4),
     case("group_filters", (2, 8, 7, 8), 12, scope="filter", groups=4, stride=2),
     case("multiplier", (1, 5, 9, 8), 10, scope="group", groups=5),
+    case("depthwise_planes", (9, 2, 25, 40), 2, 7, scope="filter", groups=2),
+    case("depthwise_strips", (1, 2, 68, 35), 2, scope="filter", taps=11, groups=2, stride=(2, 1), padding=(1, 4)),
     case("depthwise_layer", (2, 9, 8, 7), 9, groups=9, bias=False),
     # Vector widths and tiles, and one more or less.
     case("channels_17", (1, 17, 6, 7), 33, scope="layer"),

@@ -21,7 +21,7 @@ _PASSES = ("fwd", "bwd_x", "bwd_w")
 _WAYS = (
     "depthwise with zeros between the taps",
     "tap by tap",
-    "depthwise, planes in cache",
+    "depthwise, plane by plane",
     "each filter's taps over vectors of pixels",
     "matrix product over vectors of channels",
     "masked dense window",

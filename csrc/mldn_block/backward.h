@@ -216,9 +216,9 @@ struct Backward {
   void begin_planes(i64 n, i64 path) const {
     const i64 all = b.p.paths * b.end, from = n * b.pixels * all + path * b.end * (b.p.nhwc ? 1 : b.pixels);
     const i64 given_from = n * b.pixels * all + path * b.end * (grad.g_nhwc ? 1 : b.pixels);
-    if (b.p.nhwc || b.changes())
+    if (b.p.nhwc || b.changes())  // version 1 does not read what its last layer made
       to_planes(layers.prefix(n, path), static_cast<const T*>(b.p.nhwc ? out.pixels : out.y) + from, b.p.nhwc ? all : 0,
-                b.end, b.pixels);
+                b.changes() ? b.end : b.last, b.pixels);
     if (wide() == b.end)
       to_planes(buffer() + n * image() + path * b.end * b.pixels, given() + given_from, grad.g_nhwc ? all : 0, b.end,
                 b.pixels);

@@ -77,7 +77,8 @@ struct Infer {
     second.share(a);
     picks() ? reach.share(a) : third.share(a);
     if (cut) inner = a.take<A>(b.p.paths * b.p.mid * pitch);
-    if (b.p.nhwc) layers.y = a.take<T>(b.p.threads * b.p.paths * b.end * b.pixels);  // an image of each thread
+    // An image of each thread, or all.
+    if (b.p.nhwc) layers.y = a.take<T>(smaller(b.p.n, b.p.threads) * b.p.paths * b.end * b.pixels);
   }
   void own(Arena& a) {
     second.own(a);

@@ -48,6 +48,22 @@ def test_several_planes_of_each_exactly(shape, combine):
     assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(due, x, g)[0])
 
 
+@pytest.mark.parametrize("kernels", [(3,), (7,), (3, 5, 7)])
+@pytest.mark.parametrize("size", SIZES)
+def test_planes_do_not_see_each_other(size, kernels):
+    """Loads may reach into the planes beside, sums may not."""
+    x, weights = whole(3, 20, *size), [whole(20, 1, k, k) for k in kernels]
+    x[1, 7] = float("nan")
+    x[2, 0] = float("inf")
+    for combine in ("concat", "add") if len(kernels) > 1 else ("concat",):
+        due = reference.forward(x, weights, combine=combine)
+        y = multi_dwconv2d(x, weights, combine=combine, backend="cpu")
+        clean = torch.ones(3, 20, dtype=torch.bool)
+        clean[1, 7] = clean[2, 0] = False
+        clean = clean.repeat(1, y.shape[1] // 20)
+        assert torch.equal(y[clean], due[clean]) and y[clean].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("combine", ["concat", "add", "cumulative"])
 def test_weights_anywhere(combine, dtype):

@@ -51,7 +51,7 @@ struct Columns {
 
 #if defined(__AVX2__)
 // TH rows of `planes` planes that follow each other, weights and outputs too; above the rows and below them lie so many
-// more of each plane.
+// more of each plane. Of whole planes, elements beside them are read too.
 struct Band {
   const float *x, *w, *bias;  // bias: null for none
   float* y;
@@ -65,8 +65,8 @@ LK_HOT void band_column(V (&acc)[TH], const Band& b, const V (&k)[K], const floa
   constexpr bool kTall = TH >= 14;
   const i64 step = b.x_row;
   const auto row = [&](int r, const float* at) __attribute__((always_inline)) {
-    // What lies between rows may be read, what lies before the first or after the last of them may not.
-    const bool inside = kMasksSums && r > 0 && r + 2 < TH;
+    // What lies between rows may be read; what lies before the first or after the last of them, only of whole planes.
+    const bool inside = kMasksSums && (Whole || (r > 0 && r + 2 < TH));
     V s = inside ? get<V>(at) : get_some<V>(at, m);
     LK_IN_REGISTER(s);
 #pragma GCC unroll 8
@@ -109,6 +109,7 @@ __attribute__((noinline)) void band(const Band& b, i64 j0, i64 j1) {
   constexpr bool kApart = K > 3 && TH <= 8 && sizeof(V) < kVecBytes;
   const float *x = b.x, *w = b.w;
   float* y = b.y;
+  const i64 y_row = b.width;
   Mask m[K];
   const auto masks = [&](i64 j) __attribute__((always_inline)) {
     const Columns columns(j, b.width);
@@ -157,7 +158,7 @@ __attribute__((noinline)) void band(const Band& b, i64 j0, i64 j1) {
       }
       float* to = y + j;
 #pragma GCC unroll 16
-      for (int r = 0; r < TH; ++r, to += b.width) put(to, acc[r]);
+      for (int r = 0; r < TH; ++r, to += y_row) put(to, acc[r]);
     }
   }
 }

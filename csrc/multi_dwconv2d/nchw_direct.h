@@ -17,6 +17,7 @@ constexpr bool direct_kernel(i64 k, i64 width) { return k == 3 || (k == 7 && wid
 #endif
 
 constexpr i64 kPastDirect = 16 << 20;  // outputs from this size on bypass the caches
+constexpr i64 kReach = 16;             // elements before and after a plane that kernels may load
 
 #if defined(__AVX2__)
 // Bands this high read each row once a tap column; 0: lower ones do.
@@ -50,6 +51,11 @@ struct Direct {
     }
   }
 
+  // Whether what lies beside plane c of image n is x, too.
+  bool inner(i64 n, i64 c) const {
+    const i64 at = n * from.n + c * from.c;
+    return !kMasksSums || (at >= kReach && at + kReach <= (p.n - 1) * from.n + (p.c - 1) * from.c);
+  }
   // Whether planes are a band each.
   bool whole() const {
     if (p.w <= lanes<Vector<float, kNarrow>, float>) return p.h == 7 || p.h == 8;
@@ -73,8 +79,8 @@ struct Direct {
     const int tall = p.w > lanes<Vector<float, kNarrow>, float> ? tall_band<K>(p.h) : 0;
     Lines out{buffer, y + begin * size - skip, skip, past};
     i64 done = skip;  // in the buffer, before this plane
-    for (i64 q = first; q < last;) {
-      const i64 n = q / p.c, c = q % p.c;
+    i64 n = first / p.c, c = first % p.c;
+    for (i64 q = first; q < last; c == p.c ? ++n, c = 0 : c) {
       Band b{x + n * from.n + c * from.c,
              w + c * K * K,
              bias ? bias + c : nullptr,
@@ -88,10 +94,12 @@ struct Direct {
              0};
       const float* const plane = b.x;
       if constexpr (K != 5) {  // rare: for the sake of compile time
-        if (q < begin && whole()) {
+        if (q < begin && whole() && inner(n, c)) {
           b.planes = smaller(begin - q, p.c - c);
+          while (!inner(n, c + b.planes - 1)) --b.planes;
           whole_planes<K>(b);
           q += b.planes;
+          c += b.planes;
           continue;
         }
       }
@@ -112,7 +120,7 @@ struct Direct {
         i += height;
       }
       if (q >= begin) done += size;
-      ++q;
+      ++q, ++c;
     }
     out.finish(done);
   }

@@ -229,9 +229,13 @@ template <class T>
 void stage_more(Acc<T>* slot, const Frame& f, const Region& r, const T* src, i64 row, i64 step, i64 h, i64 w) {
   const i64 i0 = larger(0, r.i0 - f.top), i1 = smaller(h, r.i1 + f.bottom);
   const i64 j0 = larger(0, r.j0 - f.left), j1 = smaller(w, r.j1 + f.right);
+  constexpr int L = kLanes<Acc<T>>;
   for (i64 i = i0; i < i1; ++i) {
     Acc<T>* dst = slot + f.origin + (i - r.i0) * f.pitch - r.j0;
-    for (i64 j = j0; j < j1; ++j) dst[j] += to_acc(src[i * row + j * step]);
+    i64 j = j0;
+    if (step == 1)
+      for (; j + L <= j1; j += L) put(dst + j, get<Vec<Acc<T>>>(dst + j) + widen<L>(src + i * row + j));
+    for (; j < j1; ++j) dst[j] += to_acc(src[i * row + j * step]);
   }
 }
 

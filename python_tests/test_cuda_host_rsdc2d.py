@@ -163,6 +163,8 @@ def test_explanations_and_refusals(module, monkeypatch):
     assert told.config == "fwd tap by tap; bwd_x tap by tap; bwd_w tap by tap"
     many = dataclasses.replace(spec_of((2**31, 1, 1, 1), 1), device="cpu")
     assert cuda.why_not(many) == "a size above 2**31 - 1"
+    large = dataclasses.replace(spec_of((1, 1, 1, 1), 1), device="cpu", kernel_size=65537)
+    assert cuda.why_not(large) == "a window of 65537; the kernels take up to 65535"
     monkeypatch.setattr(core, "current_device", lambda: -1)
     assert explain(rsdc2d, x, w, taps, kernel_size=3, stride=3).reasons["cuda"] == "there is no CUDA device"
     core._image.cache_clear()

@@ -25,6 +25,7 @@ void check(int error) {
 
 void bind(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
+  m.attr("RSDC2D_KERNEL") = cuda::kMaxKernel;
   py::class_<Plan>(m, "Rsdc2dPlan")
       .def(py::init<const std::vector<i64>&, const std::vector<i64>&, const std::vector<i64>&>())
       .def(

@@ -4,6 +4,8 @@
 
 namespace lk::rsdc2d::cuda {
 
+constexpr int kMaxKernel = 65535;  // cells of a window are counted in 32 bits
+
 // A cudaError_t, or kUnsupported.
 constexpr int kUnsupported = -1;
 

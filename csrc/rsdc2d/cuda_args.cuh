@@ -54,8 +54,10 @@ struct Shift {
   int dy, dx;
   bool live;
   LK_DEVICE Shift(const Problem& p, i64 cell) {
-    live = cell >= 0 && cell < static_cast<i64>(p.kernel) * p.kernel;
-    const int u = live ? static_cast<int>(cell / p.kernel) : 0, v = live ? static_cast<int>(cell % p.kernel) : 0;
+    const u32 k = static_cast<u32>(p.kernel);
+    live = cell >= 0 && cell < static_cast<i64>(k) * k;
+    const u32 one = live ? static_cast<u32>(cell) : 0;
+    const int u = static_cast<int>(one / k), v = static_cast<int>(one % k);
     dy = u * p.dilation_h - p.pad_h;
     dx = v * p.dilation_w - p.pad_w;
   }

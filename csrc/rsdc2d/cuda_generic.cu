@@ -9,14 +9,14 @@ int run_fwd(const Params& p, void* stream, const void* x, const void* w, const v
   using K = GenericFwd<T>;
   typename K::Args a{problem_of(p), static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(bias),
                      static_cast<T*>(y)};
-  return launch<K>("generic_fwd", {ceil_div(p.n * p.co * p.ho * p.wo, K::kThreads)}, 0, stream, a);
+  return launch<K>("generic_fwd", {ceil_div(K::threads(a.p), K::kThreads)}, 0, stream, a);
 }
 
 template <class T>
 int run_bwd_x(const Params& p, void* stream, const void* g, const void* w, void* gx) {
   using K = GenericBwdX<T>;
   typename K::Args a{problem_of(p), static_cast<const T*>(g), static_cast<const T*>(w), static_cast<T*>(gx)};
-  return launch<K>("generic_bwd_x", {ceil_div(p.n * p.ci * p.h * p.w, K::kThreads)}, 0, stream, a);
+  return launch<K>("generic_bwd_x", {ceil_div(K::threads(a.p), K::kThreads)}, 0, stream, a);
 }
 
 template <class T>

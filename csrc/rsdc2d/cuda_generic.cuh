@@ -5,70 +5,116 @@
 
 namespace lk::rsdc2d::cuda {
 
-// One thread an output.
+// A thread computes one column of so many rows, which share taps and weights.
+constexpr int kGenericRows = 4;
+
+// One thread an output of each of those rows.
 template <class T>
 struct GenericFwd {
-  static constexpr int kThreads = 256, kBlocks = sizeof(T) == 8 ? 2 : 4;
+  static constexpr int kThreads = 256, kBlocks = sizeof(T) == 8 ? 2 : 4, kRows = kGenericRows;
   struct Args {
     Problem p;
     const T *x, *w, *bias;
     T* y;
   };
 
+  static i64 threads(const Problem& p) { return ceil_div(p.ho, kRows) * p.n * p.co * p.wo; }
+
   static LK_DEVICE void run(const Args& a) {
     const Problem& p = a.p;
     const i64 index = block_x() * kThreads + tid();
-    if (index >= static_cast<i64>(p.n) * p.co * p.ho * p.wo) return;
-    const Place o = place(p.channels_last, index, p.co, p.ho, p.wo);
+    const int bands = (p.ho + kRows - 1) / kRows;
+    if (index >= static_cast<i64>(p.n) * p.co * bands * p.wo) return;
+    Place o = place(p.channels_last, index, p.co, bands, p.wo);
+    o.i *= kRows;
     const i64* cells = p.set_of(o.c);
     const T* x = a.x + o.n * p.x.n + static_cast<i64>(o.c / p.each * p.part) * p.x.c;
     const T* w = a.w + static_cast<i64>(o.c) * p.part * p.taps;
-    Acc<T> sum = 0;
+    Acc<T> sum[kRows];
+    LK_UNROLL for (int u = 0; u < kRows; ++u) sum[u] = 0;
     for (int t = 0; t < p.taps; ++t) {
       const Shift s(p, cells[t]);
-      const i64 r = static_cast<i64>(o.i) * p.stride_h + s.dy, q = static_cast<i64>(o.j) * p.stride_w + s.dx;
-      if (!s.live || r < 0 || r >= p.h || q < 0 || q >= p.w) continue;
-      const T *pixel = x + r * p.x.h + q * p.x.w, *taps = w + t;
-      for (int c = 0; c < p.part; ++c) sum += to_acc(taps[static_cast<i64>(c) * p.taps]) * to_acc(pixel[c * p.x.c]);
+      const int q = o.j * p.stride_w + s.dx;
+      if (!s.live || q < 0 || q >= p.w) continue;
+      bool in[kRows];
+      const T* row[kRows];
+      LK_UNROLL for (int u = 0; u < kRows; ++u) {
+        const i64 r = static_cast<i64>(o.i + u) * p.stride_h + s.dy;
+        in[u] = r >= 0 && r < p.h && o.i + u < p.ho;
+        row[u] = x + (in[u] ? r * p.x.h : 0) + q * p.x.w;
+      }
+      for (int c = 0; c < p.part; ++c) {
+        const Acc<T> weight = to_acc(w[static_cast<i64>(c) * p.taps + t]);
+        LK_UNROLL for (int u = 0; u < kRows; ++u) {
+          if (in[u]) sum[u] += weight * to_acc(row[u][c * p.x.c]);
+        }
+      }
     }
-    if (a.bias) sum += to_acc(a.bias[o.c]);
-    a.y[o.n * p.y.n + o.c * p.y.c + o.i * p.y.h + o.j * p.y.w] = from_acc<T>(sum);
+    const Acc<T> bias = a.bias ? to_acc(a.bias[o.c]) : Acc<T>(0);
+    T* y = a.y + o.n * p.y.n + o.c * p.y.c + o.j * p.y.w;
+    LK_UNROLL for (int u = 0; u < kRows; ++u) {
+      if (o.i + u < p.ho) y[(o.i + u) * p.y.h] = from_acc<T>(a.bias ? sum[u] + bias : sum[u]);
+    }
   }
 };
 
-// One thread a pixel of the input's gradient: it gathers, so nothing is written twice.
+// index / step of an index that may be outside the image, or -1 if it is no multiple.
+LK_DEVICE int source(int index, int step) {
+  if (index < 0 || step == 1) return index;
+  const u32 found = static_cast<u32>(index) / static_cast<u32>(step);
+  return found * static_cast<u32>(step) == static_cast<u32>(index) ? static_cast<int>(found) : -1;
+}
+
+// One thread a pixel of the input's gradient in each of those rows: it gathers, so nothing is written twice.
 template <class T>
 struct GenericBwdX {
-  static constexpr int kThreads = 256, kBlocks = sizeof(T) == 8 ? 2 : 4;
+  static constexpr int kThreads = 256, kBlocks = sizeof(T) == 8 ? 2 : 3, kRows = kGenericRows;
   struct Args {
     Problem p;
     const T *g, *w;
     T* gx;
   };
 
+  static i64 threads(const Problem& p) { return ceil_div(p.h, kRows) * p.n * p.ci * p.w; }
+
   static LK_DEVICE void run(const Args& a) {
     const Problem& p = a.p;
     const i64 index = block_x() * kThreads + tid();
-    if (index >= static_cast<i64>(p.n) * p.ci * p.h * p.w) return;
-    const Place o = place(p.channels_last, index, p.ci, p.h, p.w);
+    const int bands = (p.h + kRows - 1) / kRows;
+    if (index >= static_cast<i64>(p.n) * p.ci * bands * p.w) return;
+    Place o = place(p.channels_last, index, p.ci, bands, p.w);
+    o.i *= kRows;
     const int first = o.c / p.part * p.each, c = o.c % p.part;
     const int together = p.co / p.sets < p.each ? p.co / p.sets : p.each;  // filters of the group that share a set
-    Acc<T> sum = 0;
+    Acc<T> sum[kRows];
+    LK_UNROLL for (int u = 0; u < kRows; ++u) sum[u] = 0;
     for (int f = first; f < first + p.each; f += together) {
       const i64* cells = p.set_of(f);
       for (int t = 0; t < p.taps; ++t) {
         const Shift s(p, cells[t]);
-        const i64 top = static_cast<i64>(o.i) - s.dy, left = static_cast<i64>(o.j) - s.dx;
-        const i64 i = top / p.stride_h, j = left / p.stride_w;
-        if (!s.live || top < 0 || i >= p.ho || i * p.stride_h != top) continue;
-        if (left < 0 || j >= p.wo || j * p.stride_w != left) continue;
-        const T* g = a.g + o.n * p.y.n + f * p.y.c + i * p.y.h + j * p.y.w;
+        const int j = source(o.j - s.dx, p.stride_w);
+        if (!s.live || j < 0 || j >= p.wo) continue;
+        bool in[kRows];
+        const T* row[kRows];
+        const T* g = a.g + o.n * p.y.n + f * p.y.c + j * p.y.w;
+        LK_UNROLL for (int u = 0; u < kRows; ++u) {
+          const int i = source(o.i + u - s.dy, p.stride_h);
+          in[u] = i >= 0 && i < p.ho;
+          row[u] = g + (in[u] ? i * p.y.h : 0);
+        }
         const T* w = a.w + (static_cast<i64>(f) * p.part + c) * p.taps + t;
-        for (int q = 0; q < together; ++q)
-          sum += to_acc(w[static_cast<i64>(q) * p.part * p.taps]) * to_acc(g[q * p.y.c]);
+        for (int q = 0; q < together; ++q) {
+          const Acc<T> weight = to_acc(w[static_cast<i64>(q) * p.part * p.taps]);
+          LK_UNROLL for (int u = 0; u < kRows; ++u) {
+            if (in[u]) sum[u] += weight * to_acc(row[u][q * p.y.c]);
+          }
+        }
       }
     }
-    a.gx[o.n * p.x.n + o.c * p.x.c + o.i * p.x.h + o.j * p.x.w] = from_acc<T>(sum);
+    T* gx = a.gx + o.n * p.x.n + o.c * p.x.c + o.j * p.x.w;
+    LK_UNROLL for (int u = 0; u < kRows; ++u) {
+      if (o.i + u < p.h) gx[(o.i + u) * p.x.h] = from_acc<T>(sum[u]);
+    }
   }
 };
 

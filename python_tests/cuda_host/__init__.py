@@ -92,6 +92,7 @@ class Module:
         for name in ("lk_kernels", "lk_fault", "lk_launches"):
             getattr(self.c, name).restype = ctypes.c_char_p
         self.MULTI_DWCONV2D_BRANCHES = self.c.lk_branches()
+        self.RSDC2D_KERNEL = self.c.lk_rsdc_most()
         self.reverse = self.dry = False
         self.launches: list[Launch] = []
         module = self

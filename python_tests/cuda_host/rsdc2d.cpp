@@ -41,4 +41,6 @@ int lk_rsdc_kernel(const void* plan, int pass) {
   return static_cast<int>(cuda::kernel_of(params(plan, nullptr), static_cast<Pass>(pass)));
 }
 
+int lk_rsdc_most() { return cuda::kMaxKernel; }
+
 }  // extern "C"

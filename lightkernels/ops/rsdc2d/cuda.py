@@ -28,6 +28,9 @@ def why_not(spec: Spec) -> str | None:
     reason = cuda_host.unsuited(spec.device, PLAN)
     if reason is not None:
         return reason
+    most = cuda_host.module(PLAN).RSDC2D_KERNEL
+    if spec.kernel_size > most:
+        return f"a window of {spec.kernel_size}; the kernels take up to {most}"
     reach = [
         spec.dilation[i] * spec.kernel_size + max(size, out * spec.stride[i]) + spec.padding[i]
         for i, (size, out) in enumerate(((spec.h, spec.ho), (spec.w, spec.wo)))

@@ -225,4 +225,5 @@ def test_the_committed_figures_are_of_kernels_that_do_not_spill():
     assert kernels == named
     assert {row["target"] for row in rows} == {"sm_80", "sm_90a", "sm_100"}
     assert {row["spills"] for row in rows} == {"0"}
-    assert all(int(row["HMMA"]) > 0 for row in rows if row["kernel"].startswith("Mma"))
+    tensor = re.compile(r"Mma\w+<|Product\w+<b?f16")
+    assert all((int(row["HMMA"]) > 0) == bool(tensor.match(row["kernel"])) for row in rows)

@@ -45,8 +45,9 @@ def test_outputs_and_gradients(module, name, seed):
         parity.outputs_and_gradients(TARGET, TARGET.case(name), dtype, layout, seed)
 
 
-FWD, BACK, GRAD = "mma_pack mma_conv", "mma_pack mma_back", "mma_grad sum_taps"
+FWD, BACK, GRAD = "pack mma_conv", "pack mma_back", "mma_grad sum_taps"
 TENSOR, ANY = f"{FWD} {BACK} {GRAD}", "generic_fwd generic_bwd_x generic_bwd_w sum_taps"
+TILES = "pack tile_conv pack tile_back tile_grad sum_taps"
 HALVED = f"{FWD} generic_bwd_x {GRAD}"  # filters are no multiple of 16
 # name: x's shape, filters, window, kind of sets, dtype, layout, keyword arguments, and what runs the forward and both
 # gradients
@@ -62,7 +63,9 @@ CALLS = {
     "nchw": ((2, 16, 5, 9), 24, 5, "layer", "bfloat16", "nchw", {"bias": False}, HALVED),
     "own sets": ((1, 16, 5, 6), 16, 5, "filter", "bfloat16", "nhwc", {}, ANY),
     "exact": ((1, 16, 5, 6), 16, 5, "layer", "bfloat16", "nhwc", {}, ANY),
-    "fp32": ((1, 16, 5, 6), 16, 5, "layer", "float32", "nhwc", {}, ANY),
+    "fp32": ((2, 16, 9, 8), 24, 5, "layer", "float32", "nhwc", {}, TILES),
+    "fp32 nchw": ((1, 24, 5, 6), 72, 3, "layer", "float32", "nchw", {"taps": 5, "stride": 2}, TILES),
+    "fp64": ((1, 8, 9, 8), 40, 5, "group", "float64", "nhwc", {"groups": 2, "taps": 4}, TILES),
 }
 
 
@@ -158,6 +161,8 @@ def test_explanations_and_refusals(module, monkeypatch):
     assert told.copies == "x is copied into channels_last: the matrix product reads a pixel's channels side by side"
     x = x.contiguous(memory_format=torch.channels_last)
     assert explain(rsdc2d, x, w, taps, kernel_size=5, backend="cuda").copies is None
+    told = explain(rsdc2d, x.float(), w.float(), taps, kernel_size=5, backend="cuda")
+    assert told.config == "fwd tiles; bwd_x tiles; bwd_w tiles"
     with exact_nonfinite():
         told = explain(rsdc2d, x, w, taps, kernel_size=5, backend="cuda")
     assert told.config == "fwd tap by tap; bwd_x tap by tap; bwd_w tap by tap"
@@ -188,6 +193,7 @@ def test_launches_of_large_calls_are_legal(module, dtype, layout):
     assert all(launch.threads <= 256 for launch in module.launches)
     names = {launch.kernel for launch in module.launches}
     assert ("mma_conv" in names) == (dtype is torch.bfloat16 and layout == "nhwc")
+    assert ("tile_conv" in names) == (dtype is not torch.bfloat16 and layout == "nhwc")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -9,9 +9,9 @@ constexpr int kMaxKernel = 65535;  // cells of a window are counted in 32 bits
 // A cudaError_t, or kUnsupported.
 constexpr int kUnsupported = -1;
 
-// What runs a pass: any call, or 16-bit products on tensor cores, whose operands lie channels last (Params::x and
-// Params::y, but for what is written) at 16-byte aligned pixels.
-enum class Kernel : int { generic = 0, tensor = 1 };
+// What runs a pass: any call, or matrix products, 16 bit on tensor cores and wider types in tiles, whose operands lie
+// channels last (Params::x and Params::y, but for what is written) at 16-byte aligned pixels.
+enum class Kernel : int { generic = 0, tensor = 1, tiles = 2 };
 Kernel kernel_of(const Params& p, Pass pass);
 
 // Bytes that a pass needs as `work`; 0: none.

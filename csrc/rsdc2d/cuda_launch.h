@@ -17,14 +17,14 @@ inline i64 weights_of(const Params& p) { return p.co * (p.ci / p.groups) * p.tap
 int generic_fwd(const Params& p, void* stream, const void* x, const void* w, const void* bias, void* y);
 int generic_bwd_x(const Params& p, void* stream, const void* g, const void* w, void* gx);
 
-// 16 bit on tensor cores; `back`: from the output's gradient to the input's. `work` has room for the weight.
-bool mma_takes(const Params& p, Pass pass);
-int mma_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* work,
-             void* out);
+// Where filters share their taps; `back`: from the output's gradient to the input's. `work` has room for the weight.
+bool product_takes(const Params& p, Pass pass);
+int product_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* work,
+                 void* out);
 
 // The first stage of the weight gradient, in so many parts; and the second.
-i64 mma_parts(const Params& p);
-int mma_grad(const Params& p, void* stream, const void* g, const void* x, void* work);
+i64 product_parts(const Params& p);
+int product_grad(const Params& p, void* stream, const void* g, const void* x, void* work);
 i64 generic_parts(const Params& p);
 int generic_bwd_w(const Params& p, void* stream, const void* g, const void* x, void* work);
 int sum_parts(const Params& p, void* stream, const void* work, i64 parts, void* gw);

@@ -1,6 +1,6 @@
 """The native CUDA kernels: device addresses, sizes and a stream go to lightkernels._cuda.
 
-Tensor cores read operands channels last, pixels at 16-byte aligned addresses; what lies otherwise is copied once.
+Matrix products read operands channels last, pixels at 16-byte aligned addresses; what lies otherwise is copied once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 PLAN = "Rsdc2dPlan"
 PASSES = ("fwd", "bwd_x", "bwd_w")
-KERNELS = ("tap by tap", "tensor cores")  # in the order of Kernel in csrc/rsdc2d/cuda.h
-ALIGNED = 8  # numbers of 16 bits in 16 bytes
+KERNELS = ("tap by tap", "tensor cores", "tiles")  # in the order of Kernel in csrc/rsdc2d/cuda.h
+ALIGNED = 16  # bytes
 
 
 def why_not(spec: Spec) -> str | None:
@@ -43,13 +43,13 @@ def why_not(spec: Spec) -> str | None:
 
 def config_text(spec: Spec) -> str:
     """The kernels of the three passes, for ``explain``."""
-    return "; ".join(f"{name} {KERNELS[_tensor(spec, i)]}" for i, name in enumerate(PASSES))
+    return "; ".join(f"{name} {KERNELS[_kernel(spec, i)]}" for i, name in enumerate(PASSES))
 
 
 def copies(spec: Spec) -> str | None:
     """What is copied before the kernel runs, for ``explain``."""
-    if _tensor(spec, 0):
-        if not _aligned(spec.x_stride):
+    if _kernel(spec, 0):
+        if not _aligned(spec.x_stride, spec.dtype):
             return "x is copied into channels_last: the matrix product reads a pixel's channels side by side"
     elif not readable(spec, spec.x_stride):
         return f"x is copied: its strides {spec.x_stride} are neither NCHW rows nor NHWC pixels"
@@ -64,20 +64,21 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
     return plan
 
 
-def _tensor(spec: Spec, kind: int) -> bool:
-    """Whether a pass runs on tensor cores, once its operands lie as they should."""
+def _kernel(spec: Spec, kind: int) -> int:
+    """What runs a pass, once its operands lie as they should; 0 takes them as they are."""
     x, y = dense_stride(spec.x_shape, "nhwc"), dense_stride(spec.y_shape, "nhwc")
-    return bool(_plan(spec, x, y).kernel(kind))
+    kernel: int = _plan(spec, x, y).kernel(kind)
+    return kernel
 
 
-def _aligned(stride: tuple[int, ...]) -> bool:
+def _aligned(stride: tuple[int, ...], dtype: torch.dtype) -> bool:
     n, c, h, w = stride
-    return c == 1 and min(stride) > 0 and not any(s % ALIGNED for s in (n, h, w))
+    return c == 1 and min(stride) > 0 and not any(s * dtype.itemsize % ALIGNED for s in (n, h, w))
 
 
 def _input(spec: Spec, kind: int, x: Tensor) -> Tensor:
     """x as the kernels of a pass read it."""
-    if _tensor(spec, kind):
+    if _kernel(spec, kind):
         return _pixels(x)
     if readable(spec, x.stride()):
         return x
@@ -85,11 +86,11 @@ def _input(spec: Spec, kind: int, x: Tensor) -> Tensor:
 
 
 def _gradient(spec: Spec, kind: int, g: Tensor) -> Tensor:
-    return _pixels(g) if _tensor(spec, kind) else gradient(spec, g)
+    return _pixels(g) if _kernel(spec, kind) else gradient(spec, g)
 
 
 def _pixels(t: Tensor) -> Tensor:
-    if _aligned(t.stride()) and t.data_ptr() % 16 == 0:
+    if _aligned(t.stride(), t.dtype) and t.data_ptr() % ALIGNED == 0:
         return t
     return t.new_empty_strided(t.shape, dense_stride(t.shape, "nhwc")).copy_(t)
 

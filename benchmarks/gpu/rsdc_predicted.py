@@ -1,4 +1,4 @@
-"""What the tensor-core kernels of rsdc2d are expected to take on an H200, written down before any measurement.
+"""What the matrix products of rsdc2d are expected to take on an H200, written down before any measurement.
 
 The larger of four times, and a margin: bytes through device memory, bytes from the second cache into tiles,
 instructions issued, products. Tiles are those of csrc/rsdc2d; instructions a step were read off the machine code for
@@ -25,6 +25,7 @@ TILES = {
     (128, 32): (4, 137),
     (128, 16): (4, 138),
 }
+PLAIN = (128, 64, 4, 1267)  # rows, columns, warps, instructions of float32, a step of 16 channels
 GRAD = {128: 256, 64: 205}  # filters of a tile of the weight gradient, 128 columns each
 
 
@@ -37,7 +38,8 @@ def seconds(group: RsdcGroup, name: str, copy: float, issue: float, tensor: floa
     n, c, h, w, _ = group.sizes
     count = group.window[1]
     part, each, pixels = c // count, group.filters // count, n * h * w
-    if not name.startswith("cuda") or group.kind == "step" or group.dtype not in ("bf16", "fp16") or part % 16:
+    half, whole = group.dtype in ("bf16", "fp16"), group.dtype == "fp32" and group.kind != "grad_w"
+    if not name.startswith("cuda") or group.kind == "step" or part % 16 or not (half or whole):
         return None
     depth, columns = (each, part) if group.kind == "grad_x" else (part, each)
     size = DTYPES[group.dtype].itemsize
@@ -46,7 +48,11 @@ def seconds(group: RsdcGroup, name: str, copy: float, issue: float, tensor: floa
     if name.endswith("nchw"):  # what is read is copied into channels_last first
         moved = read + written if group.kind == "grad_w" else written if group.kind == "grad_x" else read
         before, launches = 2 * size * moved / copy, launches + 1 + (group.kind == "grad_w")
-    if group.kind == "grad_w":
+    if whole:
+        rows, width, warps, instructions = PLAIN
+        steps = up(pixels, rows) // rows * count * up(columns, width) // width * up(depth * TAPS, 16) / 16
+        tiles = steps * 64 * (rows + width)
+    elif group.kind == "grad_w":
         rows = 128 if -(-each // 64) % 2 == 0 else 64
         blocks = count * up(each, rows) // rows * up(part * TAPS, 128) // 128
         parts = max(1, PROGRAMS // blocks)
@@ -62,6 +68,6 @@ def seconds(group: RsdcGroup, name: str, copy: float, issue: float, tensor: floa
         steps = up(pixels, rows) // rows * each_row * up(depth * TAPS, DEPTH) / DEPTH
         again = 1 - HELD * (TAPS - 1) / TAPS
         tiles = steps * DEPTH * size * (rows * again + width)
-    products = steps * DEPTH * rows * width
+    products = steps * DEPTH * rows * width if half else 0
     times = (traffic / copy, tiles / CACHE, steps * warps * instructions * 32 / issue, products / tensor)
     return margin * (before + max(times)) + launches * LAUNCH

@@ -6,8 +6,8 @@ import torch
 from lightkernels import multi_dwconv2d
 from lightkernels.ops.multi_dwconv2d import reference
 
-SIZES = ((7, 7), (8, 8), (9, 9), (14, 14), (16, 16), (16, 32), (28, 28), (5, 32))
-KERNELS = ((7,), (3,), (3, 5, 7), (7, 1, 7), (3, 3))
+SIZES = ((7, 7), (8, 8), (9, 9), (14, 14), (16, 16), (16, 32), (28, 28), (5, 32), (5, 20))
+KERNELS = ((7,), (3,), (3, 5), (3, 5, 7), (7, 1, 7), (3, 3))
 
 
 def whole(*shape: int) -> torch.Tensor:

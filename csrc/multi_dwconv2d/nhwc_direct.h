@@ -108,10 +108,13 @@ inline i64 direct_kernel(const Params& p) {
   return k;
 }
 
-// Columns of a tile, 0 if none fits. With 7x7 taps, registers of 64 bytes hold a whole tile's sums and a row of taps.
+// Columns of a tile, 0 if none fits: of 5x5 taps, no tile may begin or end one pixel from the border. With 7x7 taps,
+// registers of 64 bytes hold a whole tile's sums and a row of taps.
 inline int direct_tile(i64 kernel, i64 w) {
   if (kernel == 3 && w >= 7) return w % 8 == 0 || (w % 7 && w > 8) ? 8 : 7;
-  if (kernel != 7 || kVecBytes < 64) return 0;
+  if (kVecBytes < 64) return 0;
+  if (kernel == 5 && w >= 7 && w % 8 != 1) return w % 8 && w % 7 == 0 ? 7 : 8;
+  if (kernel != 7) return 0;
   if (w == 7 || w == 8) return static_cast<int>(w);
   return w % 16 == 0 ? 16 : w % 14 == 0 ? 14 : 0;
 }
@@ -191,8 +194,11 @@ struct Direct {
     for (i64 u = from; u < to; ++u) {
       const Strip s = strip(u), next = strip(u + 1 < to ? u + 1 : u);
       if (kernel == 3) tile == 8 ? direct_strip<3, 8, false>(rows, s, next) : direct_strip<3, 7, false>(rows, s, next);
-      if constexpr (kVecBytes == 64)
+      if constexpr (kVecBytes == 64) {
+        if (kernel == 5)
+          tile == 8 ? direct_strip<5, 8, false>(rows, s, next) : direct_strip<5, 7, false>(rows, s, next);
         if (kernel == 7) sevens(s, next);
+      }
     }
   }
   void sevens(const Strip& s, const Strip& next) const {

@@ -79,8 +79,8 @@ struct Direct {
     const int tall = p.w > lanes<Vector<float, kNarrow>, float> ? tall_band<K>(p.h) : 0;
     Lines out{buffer, y + begin * size - skip, skip, past};
     i64 done = skip;  // in the buffer, before this plane
-    i64 n = first / p.c, c = first % p.c;
-    for (i64 q = first; q < last; c == p.c ? ++n, c = 0 : c) {
+    for (i64 q = first; q < last;) {
+      const i64 n = q / p.c, c = q % p.c;
       Band b{x + n * from.n + c * from.c,
              w + c * K * K,
              bias ? bias + c : nullptr,
@@ -99,7 +99,6 @@ struct Direct {
           while (!inner(n, c + b.planes - 1)) --b.planes;
           whole_planes<K>(b);
           q += b.planes;
-          c += b.planes;
           continue;
         }
       }
@@ -120,7 +119,7 @@ struct Direct {
         i += height;
       }
       if (q >= begin) done += size;
-      ++q, ++c;
+      ++q;
     }
     out.finish(done);
   }

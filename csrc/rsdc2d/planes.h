@@ -102,9 +102,9 @@ struct Planes {
         packed(-1),
         feed{} {
     const Strides& t = g.dst;
-    if (!kCanStream || !__is_same(T, float) || g.phases() > 1 || g.p.n * t.n * 4 < kPastPlanes) return;
-    const bool lines = reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 && t.n % 16 == 0 && t.h % 16 == 0;
-    past = direct && lines && t.c % 16 == 0;
+    if (kCanStream && __is_same(T, float) && g.phases() == 1 && g.p.n * t.n * 4 >= kPastPlanes)
+      past = direct && reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 && (t.n | t.c | t.h) % 16 == 0;
+    if (!past) images = 1;  // outputs that the caches keep are better written in their order
   }
 
   static i64 best_images(const Plan& g) {
@@ -230,6 +230,8 @@ struct Planes {
     for (int k = 0; k < kTilesAhead; ++k) advance(ahead, soon);
     DirectTile d{};
     for (i64 left = last - first; left > 0; left -= t.at_first()) {
+      if (!past && t.j == 0 && left > 1)
+        touch_rows(next_piece(now).from, g.src.h, t.i, smaller(t.i + (t.tall ? kTall : kShort), g.rows.in), g.cols.in);
       if (t.at_first()) {
         const PlaneTile<A> k = tile(now.c, 0);
         d = {k.unit, k.end, g.src.h, g.dst.h, k.weights, k.init, past, g.rows.in, g.cols.in};

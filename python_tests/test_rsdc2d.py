@@ -2,7 +2,9 @@
 
 import gc
 import re
+import sys
 
+import fresh
 import pytest
 import torch
 import torch.nn.functional as F
@@ -275,3 +277,30 @@ def test_every_baseline_is_right_in_every_pass(dtype, scope, groups, stride):
         for entry in [*entries, *baselines.ours(**values, backend="reference")]:
             outputs = entry.results(kind, entry.call(kind, x, [weight], g)())
             measure.check(entry.label, outputs, truth)
+
+
+GUARDED = """
+import ctypes, mmap, torch
+from lightkernels import rsdc2d
+
+page = mmap.PAGESIZE
+room = mmap.mmap(-1, 3 * page)
+first = ctypes.addressof(ctypes.c_char.from_buffer(room))
+for at in (first, first + 2 * page):
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(at), page, 0) == 0
+taps, w = torch.arange(25)[None], torch.ones(1, 1, 25)
+for step in (0, 1, 2):
+    size = 23 * step + 32
+    for at in (page, 2 * page - 4 * size):
+        x = torch.frombuffer(room, dtype=torch.float32, offset=at, count=size).copy_(torch.arange(size))
+        x = x.as_strided((1, 1, 24, 32), (size, size, step, 1))
+        y = rsdc2d(x, w, taps, kernel_size=5, backend="cpu")
+        assert torch.equal(y, rsdc2d(x.contiguous(), w, taps, kernel_size=5, backend="reference"))
+print('"done"')
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages that nobody may read, as Linux makes them")
+def test_rows_that_share_memory_are_read_within_it():
+    """Expanded or overlapping rows, with a page that cannot be read before the first or after the last of them."""
+    assert fresh.run(GUARDED) == "done"

@@ -41,13 +41,14 @@ __attribute__((noinline)) void copy_rows(A* to, i64 to_row, const A* from, i64 f
   }
 }
 
-// Whether planes are read where they are, and a tile fits.
+// Whether planes are read where they are, and a tile fits. Inner rows are loaded with what lies beside them, so it has
+// to be more rows, not those of overlapping or expanded ones.
 template <class T>
 bool reads_in_place([[maybe_unused]] const Plan& g) {
 #if defined(__AVX512F__)
   return __is_same(T, float) && g.phases() == 1 && g.planes() == 1 && g.src.w == 1 && g.dst.w == 1 &&
-         g.cols.in >= kReach && g.rows.grid >= kShort && g.cols.grid >= kLanes<float> && g.rows.lo >= -kReach &&
-         g.cols.lo >= -kReach && g.rows.grid + g.rows.hi <= g.rows.in + kReach &&
+         g.src.h >= kReach && g.cols.in >= kReach && g.rows.grid >= kShort && g.cols.grid >= kLanes<float> &&
+         g.rows.lo >= -kReach && g.cols.lo >= -kReach && g.rows.grid + g.rows.hi <= g.rows.in + kReach &&
          g.cols.grid + g.cols.hi <= g.cols.in + kReach;
 #else
   return false;

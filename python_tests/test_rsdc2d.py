@@ -18,7 +18,7 @@ from lightkernels import rsdc2d
 from lightkernels._core import measure
 from lightkernels._core import taps as sets
 from lightkernels.ops.rsdc2d import OP, baselines, cases
-from lightkernels.testing import assert_accurate, assert_same_bits
+from lightkernels.testing import assert_accurate, assert_same_bits, embed, guarded
 
 BACKENDS = [b for b in OP.backends if lightkernels.explain("rsdc2d", *cases.CASES[0].build().args, kernel_size=5,
             backend=b).chosen == b]  # fmt: skip
@@ -220,6 +220,61 @@ def test_explain_tells_which_depthwise_rows_fill_vectors(width, way):
     x, taps = torch.randn(2, 3, 9, width), sets.draw(3, 9, 5)
     told = lightkernels.explain("rsdc2d", x, torch.randn(3, 1, 9), taps, kernel_size=5, groups=3, backend="cpu")
     assert told.config == ", ".join(f"{name} depthwise{',' * (width > 15)} {way}" for name in ("fwd", "bwd_x", "bwd_w"))
+
+
+# Channels, filters, groups, sets, taps, and what else: one for each kind of kernel.
+WILD = {
+    "dense": (32, 32, 1, 1, 9, {}),
+    "groups": (32, 32, 2, 2, 9, {"stride": 2}),
+    "filters": (16, 64, 1, 64, 9, {}),
+    "window": (16, 64, 1, 64, 18, {}),
+    "tiny": (64, 16, 16, 16, 9, {}),
+    "depthwise": (32, 32, 32, 32, 9, {}),
+    "strided": (8, 8, 8, 8, 9, {"stride": 2, "dilation": 2, "padding": 4}),
+    "far": (8, 8, 1, 1, 9, {"dilation": 500, "padding": 1000}),
+}
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="without the native core")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", WILD)
+def test_no_kernel_leaves_its_buffers_whatever_the_taps_are(name, layout):
+    """The operator of compiled code checks no taps: cells outside the window count as none, repeated ones twice."""
+    c, filters, groups, scope, count, more = WILD[name]
+    right = sets.draw(scope, count, 5, generator=torch.Generator().manual_seed(0))
+    steps = [[more.get(k, d)] * 2 for k, d in (("stride", 1), ("padding", 2), ("dilation", 1))]
+
+    def passes(x, w, taps, g=None):
+        rest = (taps, filters, 5, *steps, groups)
+        y = torch.ops.lightkernels.rsdc2d(x, w, None, *rest, backend="cpu")
+        g = upstream(y, 3, integers=True) if g is None else g
+        nhwc = layout is torch.channels_last
+        gx = torch.ops.lightkernels.rsdc2d_bwd_x(g, w, list(x.shape), nhwc, *rest, backend="cpu")
+        return g, y, gx, torch.ops.lightkernels.rsdc2d_bwd_w(g, x, *rest, backend="cpu")
+
+    for dtype, wild in (
+        (torch.float32, (-1, 25)),
+        (torch.bfloat16, (2**40, -(2**63))),
+        (torch.float64, (2**63 - 1, 26)),
+    ):
+        x = torch.randint(-3, 4, (2, c, 9, 17)).to(dtype).contiguous(memory_format=layout)
+        w = torch.randint(-3, 4, (filters, c // groups, count)).to(dtype)
+        outside, here = right.clone(), torch.ones_like(w)
+        outside[:, 3], here[:, :, 3] = wild[0], 0
+        outside[0, 5], here[: filters // scope, :, 5] = wild[1], 0  # of the first set alone
+        twice, both = right.clone(), w.clone()
+        twice[:, 3] = right[:, 4]
+        both[:, :, 3], both[:, :, 4] = 0, w[:, :, 3] + w[:, :, 4]
+        for cells, same in ((outside, w * here), (twice, both)):
+            g, y, gx, gw = passes(x, same, right)
+            gw = gw * here if cells is outside else gw.index_copy(2, torch.tensor([3]), gw[:, :, 4:5])
+            held = [embed(t, 3) for t in (x, w, cells, g)]
+            with guarded(3):
+                found = passes(*(one.tensor for one in held))
+            for one in held:
+                one.check(name)
+            for a, e in zip(found[1:], (y, gx, gw), strict=True):
+                assert_same_bits(a + 0, e + 0)
 
 
 def test_taps_are_read_once_for_a_tensor_and_its_version(monkeypatch):

@@ -183,22 +183,9 @@ def _rows() -> Iterator[PaperRow]:
             *(paper, row, dataset, model, classes, size, exact, exact_ops, params, ops, convention, given), note=note
         )
     for paper, row, model, classes, given, exact, exact_ops, params, ops, note in _mldn():
+        dataset, size = ("ImageNet", IMAGE) if classes == 1000 else (f"CIFAR-{classes}", SMALL)
         yield PaperRow(
-            *(
-                paper,
-                row,
-                f"CIFAR-{classes}",
-                model,
-                classes,
-                SMALL,
-                exact,
-                exact_ops,
-                params,
-                ops,
-                "condensenet",
-                given,
-            ),
-            note=note,
+            *(paper, row, dataset, model, classes, size, exact, exact_ops, params, ops, "condensenet", given), note=note
         )
 
 

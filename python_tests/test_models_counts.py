@@ -37,7 +37,11 @@ def params(model):
 
 @cache
 def _measured(name, classes, size, convention, options):
-    return count(create_model(name, num_classes=classes, **dict(options)), size, convention)
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        for draw in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "zeros_", "ones_"):
+            patch.setattr(torch.nn.init, draw, lambda t, *args, **kwargs: t)
+        model = create_model(name, num_classes=classes, **dict(options))
+    return count(model, size, convention)
 
 
 def measured(name, classes, size, convention="macs", **options):

@@ -84,6 +84,7 @@ struct UnitFinder {
       if (rows[v] & bit) {
         unit[units++] = make(line[order[u]], column[v], taps);
         slot[taps++] = static_cast<int>(t);
+        continue;
       }
       rows[v] |= bit;
       slot_at[v * kMostRows + order[u]] = static_cast<int>(t);

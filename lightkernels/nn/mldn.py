@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightkernels._core import env, tracing
 from lightkernels._core.backends import BackendUnavailable
 from lightkernels._core.pairing import Pairing, check_paths, source
-from lightkernels._core.spec import require
+from lightkernels._core.spec import fail_type, require
 from lightkernels.functional import mldn_block_outputs
 from lightkernels.nn import _arguments, _mldn_pack
 from lightkernels.nn._mldn_condensed import CondensedMLDNBlock
@@ -341,6 +341,9 @@ def check(op: str, where: str = "", **o: Any) -> None:
     require(o["version"] in (1, 2), op, "version", "be 1 or 2", o["version"])
     _arguments.one_of(op, "conv", o["conv"], ("standard", "rsdc"))
     _arguments.share(op, "dropout", o["dropout"])
+    for name in ("rsdc_bias", "recompute", "sfr_zero_init"):
+        if not isinstance(o.get(name, False), bool):
+            fail_type(op, name, "be a bool", o[name])
     channels, growth, paths, groups = o["in_channels"], o["growth"], o["paths"], o["groups"]
     check_paths(op, channels, growth, paths, o["pairing"])
     kappa = growth // paths

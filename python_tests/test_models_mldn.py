@@ -162,15 +162,15 @@ def test_registered_networks():
     assert model.blocks[2].kernel_size == 7 and model.blocks[2].version == 2 and model.preprocess is not None
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_training_on_digits_is_that_of_the_reference_through_two_stages(dtype):
+@pytest.mark.parametrize(("dtype", "version"), [(torch.float64, 1), (torch.float32, 1), (torch.float64, 2)])
+def test_training_on_digits_is_that_of_the_reference_through_two_stages(dtype, version):
     """Loss by loss, with dropout: equal up to the order of sums in float64, within rounding in float32."""
     pytest.importorskip("sklearn")
     from lightkernels.train import digits
 
     train, _ = digits.load()
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).view(-1)
-    options = {"stages": (1, 1), "growth": (8, 8), "paths": (2, 2), "dropout": 0.1, "conv": "rsdc"}
+    options = {"stages": (1, 1), "growth": (8, 8), "paths": (2, 2), "dropout": 0.1, "conv": "rsdc", "version": version}
     curves, stages = [], []
     for backend in ("auto", "reference"):
         torch.manual_seed(0)

@@ -230,7 +230,7 @@ struct Conv {
         const Pass& s = g.pass[k];
         const i64 n = (g.out_w - s.col0 + g.out_step_w - 1) / g.out_step_w - j0;
         columns[k] = n < r.panel ? n : r.panel;
-        split[k] = split_columns(columns[k]);
+        split[k] = split_columns<A>(columns[k]);
         runs += (split[k].narrow_tiles + split[k].wide_tiles) * s.runs * kBlockVecs<T>;
       }
       const i64 edge = j0 * g.in_step_w + g.lo_c, first = edge < 0 ? 0 : edge;

@@ -78,8 +78,8 @@ Ring<Acc<T>> rows_ring(Plan& g, int vecs, int rows) {
   if (ring_bytes(g, whole) <= kRingBytes) return whole;
   const Ring<A> r = ring_of<A>(g, g.cols, vecs, 1);
   const i64 a_column = ring_bytes(g, r) / r.class_cols, halo = r.class_cols - r.panel;
-  const i64 panel = (kRingBytes / a_column - halo) / kTile * kTile;
-  return ring_of<A>(g, imin(panel < 2 * kTile ? 2 * kTile : panel, g.cols), vecs, 1);
+  const i64 panel = (kRingBytes / a_column - halo) / kTile<A> * kTile<A>;
+  return ring_of<A>(g, imin(panel < 2 * kTile<A> ? 2 * kTile<A> : panel, g.cols), vecs, 1);
 }
 
 // As many channels at once as the scratch holds, so that memory is read and written in order. `units` pieces of work

@@ -13,9 +13,13 @@ constexpr int kRunKinds = 6;
 constexpr int kRunLength[kRunKinds] = {7, 5, 4, 3, 2, 1};
 
 #if defined(__AVX512F__)
-constexpr int kTile = 16, kLongestRun = 7;
+template <class A>
+constexpr int kTile = sizeof(A) == 8 ? 8 : 16;  // of doubles: for the sake of compile time
+constexpr int kLongestRun = 7;
 #else
-constexpr int kTile = 8, kLongestRun = 5;  // eight sums, five weights and a pixel: 14 of 16 registers
+template <class A>
+constexpr int kTile = 8;
+constexpr int kLongestRun = 5;  // eight sums, five weights and a pixel: 14 of 16 registers
 #endif
 
 // The first piece of a chain of n taps cut into pieces of at most `longest`, as equal as the kinds allow.
@@ -144,9 +148,10 @@ void conv_tiles(const Tile<A>& a, i64 x0, int at, A* out, int tiles, Ahead& ahea
 struct Split {
   int narrow, narrow_tiles, wide_tiles;  // wide: one column more
 };
-inline Split split_columns(i64 columns) {
+template <class A>
+Split split_columns(i64 columns) {
   if (columns <= 0) return {0, 0, 0};
-  const int n = static_cast<int>(columns), tiles = (n + kTile - 1) / kTile;
+  const int n = static_cast<int>(columns), tiles = (n + kTile<A> - 1) / kTile<A>;
   return {n / tiles, tiles - n % tiles, n % tiles};
 }
 
@@ -155,8 +160,11 @@ void conv_row(const Tile<A>& a, i64 x0, A* out, const Split& s, Ahead& ahead) {
   using Fn = void (*)(const Tile<A>&, i64, int, A*, int, Ahead&);
 #define LK_T(n) conv_tiles<A, n, InPlace>
 #if defined(__AVX512F__)
+  // Wider ones, where there are any: no tile of doubles is.
+#define LK_W(n) conv_tiles<A, (n <= kTile<A> ? n : 1), InPlace>
   static constexpr Fn fn[] = {nullptr, LK_T(1),  LK_T(2),  LK_T(3),  LK_T(4),  LK_T(5),  LK_T(6),  LK_T(7), LK_T(8),
-                              LK_T(9), LK_T(10), LK_T(11), LK_T(12), LK_T(13), LK_T(14), LK_T(15), LK_T(16)};
+                              LK_W(9), LK_W(10), LK_W(11), LK_W(12), LK_W(13), LK_W(14), LK_W(15), LK_W(16)};
+#undef LK_W
 #else
   static constexpr Fn fn[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6), LK_T(7), LK_T(8)};
 #endif

@@ -359,3 +359,19 @@ print('"done"')
 def test_rows_that_share_memory_are_read_within_it():
     """Expanded or overlapping rows, with a page that cannot be read before the first or after the last of them."""
     assert fresh.run(GUARDED) == "done"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 20, 20), (2, 1, 9, 33)])
+def test_threads_change_no_bit_of_a_weight_gradient(shape):
+    """Also where there are fewer planes than threads."""
+    channels, before, found = shape[1], torch.get_num_threads(), []
+    x, g, weight = torch.randn(shape), torch.randn(shape), torch.randn(channels, 1, 9, requires_grad=True)
+    taps = torch.stack([torch.randperm(25)[:9] for _ in range(channels)])
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = rsdc2d(x, weight, taps, kernel_size=5, groups=channels)
+            found += torch.autograd.grad(y, weight, g)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

@@ -26,11 +26,11 @@ Way way_of(const Params& p, Pass pass) {
   if (pass == Pass::bwd_w) {
     const bool channels = group_in(p) >= 16;
     if (p.exact && (!channels || p.sets > p.groups)) return Way::generic;
-    if (in_planes(p)) return Way::planes;
+    if (in_planes(p, pass)) return Way::planes;
     if (channels && whole_window(p, 70)) return Way::window;
     return channels ? Way::channels : Way::pixels;
   }
-  if (in_planes(p)) return Way::planes;
+  if (in_planes(p, pass)) return Way::planes;
   if (pass == Pass::bwd_x) return dense(p, group_in(p), group_out(p) * p.taps) ? Way::channels : Way::pixels;
   if (!dense(p, group_out(p), group_in(p) * p.taps)) return Way::pixels;
   if (whole_window(p, kPairs<T> && has_pairs() ? 20 : 42)) return Way::window;

@@ -1,7 +1,6 @@
 // NCHW, one channel a group: every plane has taps of its own. Forward, and the input gradient as a convolution of the
 // output's.
 #pragma once
-#include "lk/lines.h"
 #include "rsdc2d/dense.h"
 #include "rsdc2d/plane_direct.h"
 
@@ -316,10 +315,11 @@ struct Planes {
   }
 };
 
-// Narrow maps fill vectors better as one long line.
-inline bool in_planes(const Params& p) {
+// Narrow maps fill vectors better as one long line. Which kernel sums a weight gradient may not depend on the threads.
+inline bool in_planes(const Params& p, Pass pass) {
   const bool depthwise = p.groups == p.ci && p.groups == p.co;
-  return depthwise && p.layout == Layout::nchw && p.wo >= 16 && p.kernel <= kMostRows && p.n * p.ci >= p.threads;
+  return depthwise && p.layout == Layout::nchw && p.wo >= 16 && p.kernel <= kMostRows &&
+         (pass == Pass::bwd_w || p.n * p.ci >= p.threads);
 }
 
 template <class T>

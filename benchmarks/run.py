@@ -43,6 +43,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="torch's number of threads; its own choice if not given")
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results, or runs/ for a part")
     parser.add_argument("--fresh", action="store_true", help="measure again what the result file already holds")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep rows of earlier commits, but for those that are named"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.isa) - set(machine.ISA_ENVIRONMENT):
@@ -75,13 +78,20 @@ def save(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def previous(path: Path, head: dict[str, Any], fresh: bool) -> dict[str, Any]:
-    """Rows of an earlier run of the same kind, or none."""
+def previous(path: Path, head: dict[str, Any], fresh: bool, keep: bool) -> dict[str, Any]:
+    """Rows of an earlier run of the same kind, or none; with ``keep``, of whatever commit."""
     if fresh or not path.exists():
         return {}
     old = json.loads(path.read_text(encoding="utf-8"))
-    same = all(old["machine"].get(k) == v for k, v in head["machine"].items() if k != "date")
-    return old["rows"] if same and old["settings"] == head["settings"] else {}
+    free = ("date", "commit") if keep else ("date",)
+    same = all(old["machine"].get(k) == v for k, v in head["machine"].items() if k not in free)
+    if not same or old["settings"] != head["settings"]:
+        return {}
+    return {name: {**origin(old), **row} for name, row in old["rows"].items()}
+
+
+def origin(data: dict[str, Any]) -> dict[str, str]:
+    return {key: data["machine"][key] for key in ("commit", "date")}
 
 
 def main() -> int:
@@ -131,7 +141,7 @@ def main() -> int:
     name = "cpu" if args.op == "multi_dwconv2d" else f"{args.op}-cpu"
     stem = f"{name}-{data['machine']['isa']}-{data['machine']['threads']}t"
     path = out / f"{stem}.json"
-    data["rows"] = previous(path, data, args.fresh)
+    data["rows"] = previous(path, data, args.fresh, args.keep)
     print(f"{path}: {data['machine']['processor']}, commit {data['machine']['commit']}", flush=True)
     if machine.load() > 0.7:
         print(f"warning: the load average is {machine.load():.2g}; times will not be the machine's own", flush=True)
@@ -139,7 +149,7 @@ def main() -> int:
     start = time.monotonic()
     for position, row in enumerate(chosen, 1):
         label = f"[{position}/{len(chosen)}] {row.name}"
-        if row.name in data["rows"] and not (args.fresh and args.rows):
+        if row.name in data["rows"] and not ((args.fresh or args.keep) and args.rows):
             print(f"{label}: kept", flush=True)
             continue
         began, load, records = time.monotonic(), machine.load(), []
@@ -148,7 +158,7 @@ def main() -> int:
             values = ", ".join(f"{v['key']} {v['layout']} {v['value']:.3g}" for v in record["values"])
             print(f"{label} {record['shape']} {record['dtype']} {record['kind']}: {values}", flush=True)
         seconds = round(time.monotonic() - began, 1)
-        data["rows"][row.name] = {"seconds": seconds, "load": round(load, 2), "records": records}
+        data["rows"][row.name] = {**origin(data), "seconds": seconds, "load": round(load, 2), "records": records}
         data["rows"] = {r.name: data["rows"][r.name] for r in rows if r.name in data["rows"]}
         save(path, json.dumps(data, indent=1) + "\n")
         tables.write_csv(path.with_suffix(".csv"), data)

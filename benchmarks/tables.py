@@ -118,6 +118,11 @@ def notes(data: Record) -> list[str]:
     loads = [row["load"] for row in data["rows"].values()]
     if loads:
         found.append(f"Load average of the machine when a row began: {min(loads):.2g} to {max(loads):.2g}.")
+    earlier: dict[str, list[str]] = {}
+    for name, row in data["rows"].items():
+        if row.get("commit", data["machine"]["commit"]) != data["machine"]["commit"]:
+            earlier.setdefault(f"{row['commit']}, {row['date']}", []).append(name)
+    found += [f"Measured at an earlier commit ({when}): {', '.join(names)}." for when, names in earlier.items()]
     refused = {
         f"{name} ({r['dtype']}): {why}"
         for row in data["rows"].values()

@@ -14,6 +14,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 compare = pytest.importorskip("compare")
 machine = pytest.importorskip("machine")
+run = pytest.importorskip("run")
 tables = pytest.importorskip("tables")
 rows = pytest.importorskip("cpu.rows")
 Target = rows.Target
@@ -110,8 +111,10 @@ def test_comparison_names_what_changed_and_separates_the_machine():
 
 
 def test_the_runner_lists_its_rows():
-    run = subprocess.run([sys.executable, str(FOLDER / "run.py"), "--list"], capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in run.stdout.splitlines()] == [row.name for row in rows.ROWS]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "run.py"), "--list"], capture_output=True, text=True, check=True
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [row.name for row in rows.ROWS]
 
 
 def test_no_instruction_set_finds_what_torch_compile_made_for_another():
@@ -147,3 +150,19 @@ def test_committed_results_are_whole():
         data = json.loads(path.read_text())
         assert set(data["rows"]) <= {row.name for row in rows.ROWS}
         assert path.with_suffix(".md").read_text() == tables.markdown(rows.ROWS, data), path
+
+
+def test_rows_of_an_earlier_commit_are_kept_on_demand_and_named(tmp_path):
+    path = tmp_path / "cpu.json"
+    row = {"seconds": 1.0, "load": 0.2, "records": []}
+    old = {"machine": {**machine.describe(), "commit": "old"}, "settings": {"rounds": 3, "min_time": 0.05}}
+    path.write_text(json.dumps({**old, "rows": {"add_step": row}}))
+    head = {**old, "machine": {**old["machine"], "commit": "new", "date": "later"}}
+    assert run.previous(path, head, fresh=False, keep=False) == {}
+    assert run.previous(path, head, fresh=True, keep=True) == {}
+    assert run.previous(path, {**head, "settings": {}}, fresh=False, keep=True) == {}
+    kept = run.previous(path, head, fresh=False, keep=True)
+    assert kept == {"add_step": {**row, "commit": "old", "date": old["machine"]["date"]}}
+    rows_of_both = {**kept, "concat_step": {**row, **run.origin(head)}}
+    named = [note for note in tables.notes({**head, "rows": rows_of_both}) if "earlier commit" in note]
+    assert named == [f"Measured at an earlier commit (old, {old['machine']['date']}): add_step."]

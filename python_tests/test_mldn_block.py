@@ -12,7 +12,7 @@ from checks.target import Target
 from lightkernels import mldn_block
 from lightkernels._core.pairing import destination
 from lightkernels.ops.mldn_block import OP, cases, reference
-from lightkernels.ops.mldn_block.op import mldn_block_outputs, prepare
+from lightkernels.ops.mldn_block.op import VALUES, mldn_block_outputs, prepare
 
 DOUBLE = torch.float64
 BACKENDS = [b for b in OP.backends if b in ("cpu", "torch", "reference")]
@@ -134,6 +134,20 @@ def test_what_is_kept_for_the_backward():
     spec = OP.spec_of(t, values)
     weights = sum(w.numel() for w in sample.tensors() if w.dim() == 1 and w.numel() > 5000)
     assert counts == {True: y.numel() + weights, False: y.numel() + spec.mid_shape[0] + weights}
+
+
+def test_the_1x1_is_computed_again_by_default_where_that_takes_no_longer():
+    def keeps(shape, layers=4, version=1, **given):
+        x = torch.empty(shape, requires_grad=True)
+        form = {"num_layers": layers, "paths": 2, "growth": 8, "version": version}
+        _, values = prepare(x, x, x, x, x, **form, **given)
+        return values[VALUES.index("keep")]
+
+    assert not keeps((32, 16, 32, 32))
+    assert keeps((32, 16, 32, 32), recompute=False) and not keeps((8, 16, 8, 8), recompute=True)
+    assert keeps((31, 16, 32, 32)) and keeps((32, 16, 32, 32), layers=5) and keeps((32, 16, 32, 32), version=2)
+    with torch.no_grad():
+        assert not keeps((31, 16, 32, 32))
 
 
 @pytest.mark.parametrize("name", ["two_paths", "second"])

@@ -255,5 +255,6 @@ def test_errors():
         with pytest.raises(ValueError, match=f"^MLDNBlock: {text}"):
             make(**change)
     for name in ("rsdc_bias", "recompute", "sfr_zero_init"):
-        with pytest.raises(TypeError, match=f"^MLDNBlock: {name} must be a bool; got 1"):
+        kind = "a bool or None" if name == "recompute" else "a bool"
+        with pytest.raises(TypeError, match=f"^MLDNBlock: {name} must be {kind}; got 1"):
             make(**{name: 1})

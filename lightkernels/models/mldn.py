@@ -96,7 +96,7 @@ def mldn(
     dataset: Dataset = "cifar",
     bottleneck: int = 4,
     pairing: Pairing = "xor1",
-    recompute: bool = False,
+    recompute: bool | None = None,
 ) -> MLDN:
     """MLDN on CondenseNet (``version=1``) or CondenseNetV2 (2).
 
@@ -138,9 +138,11 @@ def mldn(
     one_of(op, "stem", stem, ("conv", "resnet"))
     one_of(op, "conv", conv, ("standard", "rsdc"))
     one_of(op, "dataset", dataset, DATASETS)
-    for name, flag in (("stem_shortcut", stem_shortcut), ("rsdc_bias", rsdc_bias), ("recompute", recompute)):
+    for name, flag in (("stem_shortcut", stem_shortcut), ("rsdc_bias", rsdc_bias)):
         if not isinstance(flag, bool):
             fail_type(op, name, "be a bool", flag)
+    if not isinstance(recompute, (bool, type(None))):
+        fail_type(op, "recompute", "be a bool or None", recompute)
     positive_int(op, "num_classes", num_classes)
     share(op, "dropout", dropout)
     if not isinstance(rsdc_from_block, int) or isinstance(rsdc_from_block, bool):

@@ -103,7 +103,7 @@ class MLDNBlock(Condensable):
         conv: ``"rsdc"`` draws nine cells of a ``k_rsdc`` window for every filter (:class:`RSDC2d`, with ``rsdc_bias``).
         dropout: before each 1x1 in training. The mask is a function of a seed that torch's generator draws.
         pairing: the partner, ``"xor1"`` (the paper's), ``"butterfly"`` or ``"rotate"``; see the operator.
-        recompute: less is kept for the backward, which computes the 1x1 once more.
+        recompute: less is kept for the backward, which computes the 1x1 once more. None: where that takes no longer.
         sfr_zero_init: reactivation starts as nothing. generator: of RSDC's taps.
 
     Children: ``layers[l].paths[p]`` with ``reduce`` (:class:`LearnedGroupConv2d`), ``norm``, ``conv`` and
@@ -141,7 +141,7 @@ class MLDNBlock(Condensable):
         rsdc_bias: bool = False,
         dropout: float = 0.0,
         pairing: Pairing = "xor1",
-        recompute: bool = False,
+        recompute: bool | None = None,
         sfr_zero_init: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -341,9 +341,11 @@ def check(op: str, where: str = "", **o: Any) -> None:
     require(o["version"] in (1, 2), op, "version", "be 1 or 2", o["version"])
     _arguments.one_of(op, "conv", o["conv"], ("standard", "rsdc"))
     _arguments.share(op, "dropout", o["dropout"])
-    for name in ("rsdc_bias", "recompute", "sfr_zero_init"):
+    for name in ("rsdc_bias", "sfr_zero_init"):
         if not isinstance(o.get(name, False), bool):
             fail_type(op, name, "be a bool", o[name])
+    if not isinstance(o.get("recompute"), (bool, type(None))):
+        fail_type(op, "recompute", "be a bool or None", o["recompute"])
     channels, growth, paths, groups = o["in_channels"], o["growth"], o["paths"], o["groups"]
     check_paths(op, channels, growth, paths, o["pairing"])
     kappa = growth // paths

@@ -124,7 +124,7 @@ def mldn_block(
     index_sfr: Tensor | None = None,
     index_groups: int = 0,
     condense_factor: int = 1,
-    recompute: bool = False,
+    recompute: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""A multi-path dense block: every layer's paths in one call, new channels appended to one buffer.
@@ -161,7 +161,7 @@ def mldn_block(
             [G1, c_l / C] of channels of the path; affine1 follows it, and row o of weight1, [m, c_l / C], reads
             group o mod G1. index_sfr: version 2's, of the same shape: the new channels i with i mod G1 = g are
             added to its channels, by weight_sfr's rows [G1 c_l / C, kappa / G1].
-        recompute: the backward computes the 1x1 again, and less is kept for it.
+        recompute: the backward computes the 1x1 again, and less is kept for it. None: where that takes no longer.
         backend: a name of :func:`lightkernels.use_backend`; by default the context's, else the fastest.
 
     Returns:
@@ -184,16 +184,33 @@ def mldn_block(
     return mldn_block_outputs(given.pop("backend"), **given).y
 
 
+def recomputes(x: Tensor, version: int, num_layers: int, paths: int, growth: int) -> bool:
+    """Where computing the 1x1 twice was measured to take no longer than keeping what it gave: few channels, many pixels.
+
+    Compiled calls keep it, as the answer would bind their sizes.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or version != 1:
+        return False
+    n, channels, height, width = x.shape
+    return channels + num_layers * growth <= 24 * paths and n * height * width >= 2**15
+
+
 def prepare(
-    *args: Tensor, recompute: bool = False, backend: str | None = None, **given: Any
+    *args: Tensor, recompute: bool | None = None, backend: str | None = None, **given: Any
 ) -> tuple[Inputs, tuple[Any, ...]]:
     """The public call's arguments as the operator's inputs and values."""
     given = {**DEFAULTS, **dict(zip(Inputs._fields, args, strict=False)), **given}
     t = inputs(**{name: given.pop(name, None) for name in Inputs._fields})
-    _value("recompute", recompute, (bool,))
+    if recompute is not None:
+        _value("recompute", recompute, (bool,))
     wanted = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in t)
     keep = wanted and not recompute and not torch.compiler.is_exporting()
-    return t, values(**given, keep=keep)
+    schema = values(**given, keep=keep)
+    if keep and recompute is None and isinstance(t.x, Tensor) and t.x.dim() == 4:
+        shape = (given[name] for name in ("version", "num_layers", "paths", "growth"))
+        if recomputes(t.x, *shape):
+            schema = values(**given, keep=False)
+    return t, schema
 
 
 def mldn_block_outputs(backend: str | None = None, **given: Any) -> Outputs:

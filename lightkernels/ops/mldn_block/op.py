@@ -185,7 +185,7 @@ def mldn_block(
 
 
 def recomputes(x: Tensor, version: int, num_layers: int, paths: int, growth: int) -> bool:
-    """Where computing the 1x1 twice was measured to take no longer than keeping what it gave: few channels, many pixels.
+    """Where computing the 1x1 twice was measured to take no longer than keeping its results: few channels, many pixels.
 
     Compiled calls keep it, as the answer would bind their sizes.
     """

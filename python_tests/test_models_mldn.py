@@ -147,6 +147,9 @@ RULES = [
     ({"condense_factor": 3}, "mldn: condense_factor must divide the channels of a path in every layer, 8 in layer 0"),
     ({"stem": "resnet18"}, "mldn: stem must be one of 'conv', 'resnet'; got 'resnet18'."),
     ({"version": 3}, "mldn: version must be 1 or 2; got 3."),
+    ({"conv": "rsdc", "k_rsdc": 4}, "mldn: k_rsdc must be odd and at least 3, as nine cells are drawn; got 4."),
+    ({"k_rsdc": 1}, "mldn: k_rsdc must be odd and at least 3, as nine cells are drawn; got 1."),
+    ({"sfr_zero_init": True}, "mldn: sfr_zero_init must be False in version 1; got True."),
 ]
 
 
@@ -154,6 +157,19 @@ RULES = [
 def test_every_rule_has_its_error(change, text):
     with pytest.raises(ValueError, match=re.escape(text)):
         mldn(**{**SMALL, **change})
+
+
+def test_wrong_types_are_refused_in_its_own_name():
+    for name in ("stem_shortcut", "rsdc_bias", "sfr_zero_init", "recompute", "dropout", "k_rsdc"):
+        with pytest.raises(TypeError, match=f"^mldn: {name} must be .*; got 'x'"):
+            mldn(**{**SMALL, name: "x"})
+
+
+def test_reactivation_can_start_as_nothing():
+    for start in (True, False):
+        block = mldn(stages=(1,), growth=(8,), paths=(2,), version=2, sfr_zero_init=start).blocks[0]
+        scales = [path.reactivate.norm.weight for path in block.layers[0].paths]
+        assert len(scales) == 2 and all(bool((s == 0).all()) == start for s in scales)
 
 
 def test_registered_networks():

@@ -251,6 +251,8 @@ def test_errors():
         ({"growth": 12}, "groups must divide what a path adds, growth / paths = 6; got 4"),
         ({"conv": "dilated"}, "conv must be one of 'standard', 'rsdc'; got 'dilated'"),
         ({"paths": 3}, "paths must be 1 or even; got 3"),
+        ({"conv": "rsdc", "k_rsdc": 4}, "k_rsdc must be odd and at least 3, as nine cells are drawn; got 4"),
+        ({"sfr_zero_init": True}, "sfr_zero_init must be False in version 1; got True"),
     ):
         with pytest.raises(ValueError, match=f"^MLDNBlock: {text}"):
             make(**change)

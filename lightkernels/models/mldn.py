@@ -13,7 +13,7 @@ from lightkernels._core.spec import fail_type, require
 from lightkernels.models.condensenet import DATASETS, Classifier, Dataset
 from lightkernels.models.registry import register
 from lightkernels.nn import MLDNBlock, condense
-from lightkernels.nn._arguments import int_tuple, one_of, positive_int, share
+from lightkernels.nn._arguments import int_tuple, one_of, positive_int
 from lightkernels.nn.mldn import Conv, check
 
 Stem = Literal["conv", "resnet"]
@@ -97,6 +97,7 @@ def mldn(
     bottleneck: int = 4,
     pairing: Pairing = "xor1",
     recompute: bool | None = None,
+    sfr_zero_init: bool = False,
 ) -> MLDN:
     """MLDN on CondenseNet (``version=1``) or CondenseNetV2 (2).
 
@@ -112,8 +113,8 @@ def mldn(
             as the paper's equation does and the authors' code does not.
         conv: ``"rsdc"``: the 3x3 convolutions from block ``rsdc_from_block`` on, counted from 0, have nine cells of a
             window of ``k_rsdc``, and with ``rsdc_bias`` a bias, as the published counts have.
-        dropout: before the learned 1x1 convolutions. bottleneck, pairing, recompute: see
-            :class:`lightkernels.nn.MLDNBlock`.
+        dropout: before the learned 1x1 convolutions. sfr_zero_init: of version 2, and bottleneck, pairing, recompute:
+            see :class:`lightkernels.nn.MLDNBlock`.
 
     Raises TypeError and ValueError for other arguments, with the rule that they break.
 
@@ -138,13 +139,9 @@ def mldn(
     one_of(op, "stem", stem, ("conv", "resnet"))
     one_of(op, "conv", conv, ("standard", "rsdc"))
     one_of(op, "dataset", dataset, DATASETS)
-    for name, flag in (("stem_shortcut", stem_shortcut), ("rsdc_bias", rsdc_bias)):
-        if not isinstance(flag, bool):
-            fail_type(op, name, "be a bool", flag)
-    if not isinstance(recompute, (bool, type(None))):
-        fail_type(op, "recompute", "be a bool or None", recompute)
+    if not isinstance(stem_shortcut, bool):
+        fail_type(op, "stem_shortcut", "be a bool", stem_shortcut)
     positive_int(op, "num_classes", num_classes)
-    share(op, "dropout", dropout)
     if not isinstance(rsdc_from_block, int) or isinstance(rsdc_from_block, bool):
         fail_type(op, "rsdc_from_block", "be an int", rsdc_from_block)
     require(rsdc_from_block >= 0, op, "rsdc_from_block", "be at least 0", rsdc_from_block)
@@ -153,28 +150,22 @@ def mldn(
         "bottleneck": bottleneck,
         "groups": groups,
         "condense_factor": condense_factor,
+        "k_rsdc": k_rsdc,
+        "rsdc_bias": rsdc_bias,
+        "dropout": dropout,
+        "pairing": pairing,
+        "recompute": recompute,
+        "sfr_zero_init": sfr_zero_init,
     }
     channels = 2 * rest["growth"][0]
     plans = []
     for i, (length, k, p) in enumerate(zip(layers, rest["growth"], rest["paths"], strict=True)):
         own: Conv = conv if i >= rsdc_from_block else "standard"
         sizes: dict[str, Any] = {"in_channels": channels, "growth": k, "num_layers": length, "paths": p}
-        check(op, f" of block {i}", **sizes, **common, conv=own, dropout=dropout, pairing=pairing)
+        check(op, f" of block {i}", **sizes, **common, conv=own)
         plans.append((sizes, own))
         channels += length * k
-    blocks = [
-        MLDNBlock(
-            **sizes,
-            **common,
-            conv=own,
-            k_rsdc=k_rsdc,
-            rsdc_bias=rsdc_bias,
-            dropout=dropout,
-            pairing=pairing,
-            recompute=recompute,
-        )
-        for sizes, own in plans
-    ]
+    blocks = [MLDNBlock(**sizes, **common, conv=own) for sizes, own in plans]
     first = 2 * rest["growth"][0]
     entry = nn.Conv2d(3, first, 3, stride=2 if dataset == "imagenet" else 1, padding=1, bias=False)
     preprocess = Preprocessing(first // rest["paths"][0], stem_shortcut) if stem == "resnet" else None

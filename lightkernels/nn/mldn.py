@@ -104,7 +104,7 @@ class MLDNBlock(Condensable):
         dropout: before each 1x1 in training. The mask is a function of a seed that torch's generator draws.
         pairing: the partner, ``"xor1"`` (the paper's), ``"butterfly"`` or ``"rotate"``; see the operator.
         recompute: less is kept for the backward, which computes the 1x1 once more. None: where that takes no longer.
-        sfr_zero_init: reactivation starts as nothing. generator: of RSDC's taps.
+        sfr_zero_init: of version 2: reactivation starts as nothing. generator: of RSDC's taps.
 
     Children: ``layers[l].paths[p]`` with ``reduce`` (:class:`LearnedGroupConv2d`), ``norm``, ``conv`` and
     ``reactivate``; :func:`set_condensation_progress` prunes them. All norms are ``nn.BatchNorm2d`` and mean what they
@@ -342,10 +342,13 @@ def check(op: str, where: str = "", **o: Any) -> None:
     _arguments.one_of(op, "conv", o["conv"], ("standard", "rsdc"))
     _arguments.share(op, "dropout", o["dropout"])
     for name in ("rsdc_bias", "sfr_zero_init"):
-        if not isinstance(o.get(name, False), bool):
+        if not isinstance(o[name], bool):
             fail_type(op, name, "be a bool", o[name])
-    if not isinstance(o.get("recompute"), (bool, type(None))):
+    require(o["version"] == 2 or not o["sfr_zero_init"], op, "sfr_zero_init", "be False in version 1", True)
+    if not isinstance(o["recompute"], (bool, type(None))):
         fail_type(op, "recompute", "be a bool or None", o["recompute"])
+    window = _arguments.positive_int(op, "k_rsdc", o["k_rsdc"])
+    require(window % 2 == 1 and window > 1, op, "k_rsdc", "be odd and at least 3, as nine cells are drawn", window)
     channels, growth, paths, groups = o["in_channels"], o["growth"], o["paths"], o["groups"]
     check_paths(op, channels, growth, paths, o["pairing"])
     kappa = growth // paths

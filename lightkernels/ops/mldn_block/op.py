@@ -89,10 +89,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def values(**given: Any) -> tuple[Any, ...]:
-    """Types of the values, in the order of the schema."""
-    checked = (_value(name, given[name], _KINDS.get(name, (int,))) for name in VALUES)
-    return tuple(float(v) if name in ("eps", "dropout") else v for name, v in zip(VALUES, checked, strict=True))
+def values(**given: Any) -> dict[str, Any]:
+    """The values with their types checked, in the order of the schema."""
+    checked = {name: _value(name, given[name], _KINDS.get(name, (int,))) for name in VALUES}
+    return {name: float(v) if name in ("eps", "dropout") else v for name, v in checked.items()}
 
 
 def mldn_block(
@@ -189,7 +189,7 @@ def recomputes(x: Tensor, version: int, num_layers: int, paths: int, growth: int
 
     Compiled calls keep it, as the answer would bind their sizes.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or version != 1:
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dim() != 4 or version != 1:
         return False
     n, channels, height, width = x.shape
     return channels + num_layers * growth <= 24 * paths and n * height * width >= 2**15
@@ -204,13 +204,11 @@ def prepare(
     if recompute is not None:
         _value("recompute", recompute, (bool,))
     wanted = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in t)
-    keep = wanted and not recompute and not torch.compiler.is_exporting()
-    schema = values(**given, keep=keep)
-    if keep and recompute is None and isinstance(t.x, Tensor) and t.x.dim() == 4:
-        shape = (given[name] for name in ("version", "num_layers", "paths", "growth"))
-        if recomputes(t.x, *shape):
-            schema = values(**given, keep=False)
-    return t, schema
+    schema = values(**given, keep=wanted and not recompute and not torch.compiler.is_exporting())
+    if schema["keep"] and recompute is None:
+        form = (schema[name] for name in ("version", "num_layers", "paths", "growth"))
+        schema["keep"] = not recomputes(t.x, *form)
+    return t, tuple(schema.values())
 
 
 def mldn_block_outputs(backend: str | None = None, **given: Any) -> Outputs:

@@ -11,7 +11,8 @@ import torch
 import lightkernels
 from lightkernels import BackendUnavailable, explain, multi_dwconv2d, use_backend
 from lightkernels._core import backends, plan
-from lightkernels.ops.condensed_conv2d import OP as CONDENSED
+from lightkernels.ops.mldn_block import OP as BLOCK
+from lightkernels.ops.mldn_block import cases as blocks
 from lightkernels.ops.multi_dwconv2d import OP
 
 NAMES = ("cuda", "cpu", "triton", "torch", "reference")
@@ -127,18 +128,17 @@ def test_explicit_choice_never_falls_back():
 
 
 def test_backend_that_the_operator_lacks():
-    assert "cuda" not in CONDENSED.backends
-    index = torch.arange(3)[None]
+    assert "cuda" not in BLOCK.backends
+    sample = blocks.CASES[0].build()
 
     def call(backend=None):
-        scale = torch.ones(3)
-        return lightkernels.condensed_conv2d(X, torch.randn(3, 3), index, scale, scale, backend=backend)
+        return lightkernels.mldn_block(*sample.args, **sample.kwargs, backend=backend)
 
-    with pytest.raises(BackendUnavailable, match=r"^condensed_conv2d: backend 'cuda' is not implemented for this op"):
+    with pytest.raises(BackendUnavailable, match=r"^mldn_block: backend 'cuda' is not implemented for this op"):
         call("cuda")
     with (
         use_backend("cuda"),
-        pytest.raises(BackendUnavailable, match=r"^condensed_conv2d: backend 'cuda' is not implemented"),
+        pytest.raises(BackendUnavailable, match=r"^mldn_block: backend 'cuda' is not implemented"),
     ):
         call()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightkernels import condensed_conv2d, mldn_block
+from lightkernels._core import native
 from lightkernels.ops.condensed_conv2d import cases as condensed
 from lightkernels.ops.condensed_conv2d import reference as condensed_reference
 from lightkernels.ops.mldn_block import cases as blocks
@@ -33,6 +34,7 @@ CASES = {
     "condensed-ragged": condensed.case("condensed-ragged", (5, 37, 13, 11), 88, 8, 9),
     "condensed-wide": condensed.case("condensed-wide", (8, 576, 8, 8), 384, 2, 200),
 }
+CASES |= {f"native-{name}": case for name, case in CASES.items() if name.startswith("condensed")}
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +60,9 @@ def run(name, sample, g=None, definition=False):
         y = module.forward(*sample.args, **sample.kwargs)
     else:
         call = mldn_block if name.startswith("block") else condensed_conv2d
-        y = call(*sample.args, **sample.kwargs, backend=BACKEND)
+        if name.startswith("native") and native.load("_cuda")[0] is None:
+            pytest.skip(f"no CUDA module: {native.load('_cuda')[1]}")
+        y = call(*sample.args, **sample.kwargs, backend="cuda" if name.startswith("native") else BACKEND)
     return [y, *torch.autograd.grad(y, sample.tensors(), torch.ones_like(y) if g is None else g.to(y.dtype))]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpu.device import Device
 from gpu.mldn import BOTTLENECK, PATHS, PICKING, BlockGroup, CondensedGroup
-from gpu.plan import DTYPES, Group
+from gpu.plan import DTYPES, OURS, Group
 from lightkernels import condensed_conv2d, mldn_block
 from lightkernels._core import measure
 from lightkernels._core.measure import Entry, compiled, has_compiler
@@ -133,11 +133,12 @@ def index_of(group: CondensedGroup, device: Device) -> Tensor:
 
 def ours(group: Group, device: Device) -> list[measure.Entry]:
     group = small(group, device)
-    return [Entry("lightkernels", form, _called(group, device, _backend(device)), ours=True) for form in LAYOUTS]
-
-
-def _backend(device: Device) -> str:
-    return "reference" if device.dry else "triton"
+    names = OURS if isinstance(group, CondensedGroup) else {"triton": OURS["triton"]}
+    return [
+        Entry(name, form, _called(group, device, "reference" if device.dry else backend), ours=True)
+        for backend, name in names.items()
+        for form in LAYOUTS
+    ]
 
 
 def _called(group: Group, device: Device, backend: str) -> Forward:

@@ -101,7 +101,7 @@ def rows(records: list[Record]) -> Iterator[Record]:
                 "spread": mine["spread"] if mine else None,
                 "error": record["errors"].get(label),
                 "why": record["refused"].get(label),
-                "predicted": predicted(group, name) if type(group) in (Group, RsdcGroup) else None,
+                "predicted": predicted(group, name) if type(group) in (Group, RsdcGroup, mldn.CondensedGroup) else None,
                 "fraction": None,
                 "ratio": None,
                 "square": None,

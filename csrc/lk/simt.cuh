@@ -54,6 +54,7 @@ constexpr int kMostShared = 99 * 1024;  // what every device from sm_80 on gives
 #define LK_ANYWHERE __host__ __device__ __forceinline__
 #define LK_UNROLL _Pragma("unroll")
 #define LK_UNROLL_4 _Pragma("unroll 4")
+#define LK_ROLLED _Pragma("unroll 1")
 
 namespace lk::simt {
 

@@ -14,6 +14,7 @@
 #define LK_ANYWHERE inline
 #define LK_UNROLL
 #define LK_UNROLL_4
+#define LK_ROLLED
 
 namespace lk::simt {
 

@@ -22,7 +22,7 @@ import pytest
 
 from lightkernels._core import cuda_host as core
 from lightkernels._core import native
-from lightkernels.ops import multi_dwconv2d, rsdc2d
+from lightkernels.ops import condensed_conv2d, multi_dwconv2d, rsdc2d
 
 CSRC = Path(__file__).parents[2] / "csrc"
 # A misaligned vector, which a device refuses, and an index outside an array of registers end the process here.
@@ -88,6 +88,7 @@ class Module:
         self.c = ctypes.CDLL(str(library))
         self.c.lk_plan.restype = ctypes.c_void_p
         self.c.lk_rsdc_plan.restype = ctypes.c_void_p
+        self.c.lk_condensed_plan.restype = ctypes.c_void_p
         self.c.lk_work_size.restype = self.c.lk_rsdc_work_size.restype = ctypes.c_int64
         for name in ("lk_kernels", "lk_fault", "lk_launches"):
             getattr(self.c, name).restype = ctypes.c_char_p
@@ -138,6 +139,14 @@ class Module:
             def kernel(self, kind: int) -> int:
                 return module.c.lk_rsdc_kernel(*self.common, kind)
 
+        class CondensedConv2dPlan:
+            def __init__(self, head: list[int]) -> None:
+                self.common = (ctypes.c_void_p(module.c.lk_condensed_plan(_longs(head))),)
+
+            def fwd(self, x: int, w: int, scale: int, shift: int, index: int, y: int, stream: int) -> None:
+                module.run("lk_condensed_fwd", self.common, x, w, scale, shift, index, y)
+
+        self.CondensedConv2dPlan = CondensedConv2dPlan
         self.MultiDwconv2dPlan = MultiDwconv2dPlan
         self.Rsdc2dPlan = Rsdc2dPlan
 
@@ -174,5 +183,5 @@ def device(module: Module) -> Iterator[Module]:
 
 
 def forget() -> None:
-    for op in (multi_dwconv2d.OP, rsdc2d.OP):
+    for op in (condensed_conv2d.OP, multi_dwconv2d.OP, rsdc2d.OP):
         op._memo.clear()

@@ -49,18 +49,23 @@ def copies(spec: Spec) -> str | None:
     return None
 
 
+def plan_head(spec: Spec, stride: tuple[int, ...], nhwc: bool | None = None) -> list[int]:
+    """What a plan of a native module is made of, for an x of such strides; by default in the call's layout."""
+    nhwc = spec.layout == "nhwc" if nhwc is None else nhwc
+    sizes = [spec.n, spec.c, spec.h * spec.w, spec.c_out, spec.groups, spec.picked, stride[0]]
+    # From one pixel to the next, and from one channel to the next.
+    pixel = (stride[3] if spec.w > 1 else stride[2]) if nhwc else 1
+    sizes += [pixel, 1 if nhwc else stride[1]]
+    return [*sizes, int(nhwc), _DTYPES[spec.dtype], ACTIVATIONS.index(spec.activation)]
+
+
 def _plan(spec: Spec, stride: tuple[int, ...], nhwc: bool) -> Any:
     plan = spec.cache.get((stride, nhwc))
     if plan is None:
         module, reason = native.load("_C", "CondensedConv2dPlan")
         if module is None:
             raise RuntimeError(reason)
-        sizes = [spec.n, spec.c, spec.h * spec.w, spec.c_out, spec.groups, spec.picked, stride[0]]
-        # From one pixel to the next, and from one channel to the next.
-        pixel = (stride[3] if spec.w > 1 else stride[2]) if nhwc else 1
-        sizes += [pixel, 1 if nhwc else stride[1]]
-        sizes += [int(nhwc), _DTYPES[spec.dtype], ACTIVATIONS.index(spec.activation)]
-        plan = spec.cache[stride, nhwc] = module.CondensedConv2dPlan(sizes)
+        plan = spec.cache[stride, nhwc] = module.CondensedConv2dPlan(plan_head(spec, stride, nhwc))
     return plan
 
 

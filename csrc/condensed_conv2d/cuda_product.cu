@@ -1,0 +1,57 @@
+#include "condensed_conv2d/cuda_product.cuh"
+
+namespace lk::condensed_conv2d::cuda {
+namespace {
+
+// Blocks that fill a device about four times.
+#ifdef LK_HOST
+constexpr i64 kFill = 2;
+#else
+constexpr i64 kFill = 528;
+#endif
+
+template <class T, int kN>
+int run(const Params& call, void* stream, const void* x, const void* w, const void* scale, const void* shift, void* y) {
+  using K = ProductFwd<T, kN>;
+  using E = typename K::E;
+  typename K::Args a{};
+  Problem& p = a.p = problem_of(call);
+  p.x.vector = aligned(p, p.x, x, sizeof(E));
+  p.y.vector = aligned(p, p.y, y, sizeof(E));
+  a.x = static_cast<const E*>(x);
+  a.w = static_cast<const E*>(w);
+  a.scale = static_cast<const Acc<T>*>(scale);
+  a.shift = static_cast<const Acc<T>*>(shift);
+  a.y = static_cast<E*>(y);
+  const i64 tiles = ceil_div(p.pixels, K::kM);
+  a.together = p.groups;
+  while (a.together > 1 && tiles * ceil_div(p.groups, a.together) < kFill) a.together = (a.together + 1) / 2;
+  a.splits = static_cast<int>(ceil_div(p.groups, a.together));
+  return launch<K>(K::kTensor ? "mma_fwd" : "tile_fwd", {tiles * a.splits}, K::shared_bytes(), stream, a);
+}
+
+// Filters of a tile: few cost less where a group has few.
+template <class T>
+int by_filters(const Params& p, void* stream, const void* x, const void* w, const void* scale, const void* shift,
+               void* y) {
+  return p.co / p.groups > 32 ? run<T, 64>(p, stream, x, w, scale, shift, y)
+                              : run<T, 32>(p, stream, x, w, scale, shift, y);
+}
+
+}  // namespace
+
+int fwd(const Params& p, void* stream, const void* x, const void* w, const void* scale, const void* shift, void* y) {
+  switch (p.dtype) {
+    case DType::f32:
+      return run<float, 32>(p, stream, x, w, scale, shift, y);
+    case DType::f64:
+      return run<double, 32>(p, stream, x, w, scale, shift, y);
+    case DType::bf16:
+      return by_filters<bf16>(p, stream, x, w, scale, shift, y);
+    case DType::f16:
+      return by_filters<f16>(p, stream, x, w, scale, shift, y);
+  }
+  return kUnsupported;
+}
+
+}  // namespace lk::condensed_conv2d::cuda

@@ -1,0 +1,259 @@
+// The forward as a matrix product of pixels and the filters of a group over its picked channels, 16 bit on tensor
+// cores, wider types in registers. The left operand is read channel by channel, or gathered from pixels, scaled and
+// activated in registers on its way into shared memory, while the step before it is multiplied. A block takes all
+// groups of its pixels where blocks are enough: of channels last, each group reads some of the same bytes, which are
+// then still in the first cache.
+#pragma once
+#include "condensed_conv2d/cuda_args.cuh"
+
+namespace lk::condensed_conv2d::cuda {
+
+template <class T>
+struct ProductArgs {
+  using E = typename Stored<T>::type;
+  Problem p;
+  const E *x, *w;
+  const Acc<T>*scale, *shift;
+  E* y;
+  int together, splits;  // groups of a block, blocks of the same pixels
+};
+
+template <class T, int kN_>
+struct ProductFwd : Pixels<T> {
+  static constexpr int kThreads = 256, kBlocks = sizeof(T) == 8 || kN_ > 32 ? 2 : 3;
+  using F = Pixels<T>;
+  using E = typename F::E;
+  using F::kCopy;
+  using Chunk = typename F::Chunk;
+  using A = Acc<T>;
+  using Args = ProductArgs<T>;
+  static constexpr bool kTensor = F::kHalf;
+  static constexpr int kM = 128, kN = kN_, kDepth = 4 * kCopy, kChunks = kM / kCopy;
+  static constexpr int kUnits = kDepth * kChunks / kThreads, kWeights = kN * kDepth / kThreads;
+  static constexpr int kPitch = kTensor ? kDepth : kN + kCopy;  // of the right operand: [filter][k], or [k][filter]
+  static constexpr int kLeft = kDepth * kM, kRight = kTensor ? kN * kPitch : kDepth * kPitch, kStage = kLeft + kRight;
+  static constexpr int kOut = kTensor ? kN * (kM + 8) : 0;
+  static constexpr int kWarps = kThreads / kWarp, kWarpM = 32, kWarpN = kN / 2;
+  static_assert(kUnits == 2 && kWeights * kThreads == kN * kDepth && (kTensor || kN == 4 * kWarps));
+
+  static constexpr int shared_bytes() {
+    return (2 * kStage + kOut) * static_cast<int>(sizeof(E)) + 2 * kM * static_cast<int>(sizeof(i64));
+  }
+
+  // Where 16 bytes of a channel lie in the left operand, and k of a filter in the right: what a warp reads or writes at
+  // once is in different banks.
+  static LK_DEVICE int left_of(int k, int chunk) { return k * kM + (chunk ^ k % 8) * kCopy; }
+  static LK_DEVICE int right_of(int n, int k) {
+    if constexpr (kTensor)
+      return n * kPitch + (k / kCopy ^ n / 2 % 4) * kCopy + k % kCopy;
+    else
+      return k * kPitch + n;
+  }
+
+  // A step: so many channels of a group, for a tile of its filters.
+  struct Cursor {
+    int group, tile, k;
+    LK_DEVICE void advance(const Problem& p) {
+      k += kDepth;
+      if (k < p.picked) return;
+      k = 0;
+      tile += kN;
+      if (tile < p.each) return;
+      tile = 0;
+      ++group;
+    }
+  };
+
+  // What a thread reads in a step: two chunks of pixels, the same of two channels (nchw) or of one (nhwc), and some
+  // weights. Channels are looked up a step before.
+  struct Loader {
+    Cursor at;
+    int last;  // the group after the block's
+    int channel[kUnits];
+    Chunk raw[kUnits];
+    A scale[kUnits], shift[kUnits];
+    E weight[kWeights];
+
+    static LK_DEVICE int row(bool last, int i) {
+      return last ? tid() % kDepth : tid() / kChunks + i * (kThreads / kChunks);
+    }
+    static LK_DEVICE int chunk(bool last, int i) {
+      return last ? tid() / kDepth + i * (kThreads / kDepth) : tid() % kChunks;
+    }
+
+    LK_DEVICE void look_up(const Args& a) {
+      const Problem& p = a.p;
+      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
+        const int k = at.k + row(p.last, i);
+        channel[i] = at.group < last && k < p.picked ? p.channel(at.group * p.picked + k) : -1;
+      }
+    }
+
+    LK_DEVICE void load(const Args& a, const i64* places) {
+      const Problem& p = a.p;
+      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
+        const int q = channel[i], k = at.k + row(p.last, i), entry = at.group * p.picked + k;
+        raw[i] = F::load(a.x + (q >= 0 ? q * p.x.channel : 0), places + chunk(p.last, i) * kCopy, q >= 0, p.x.vector);
+        scale[i] = k < p.picked ? a.scale[entry] : A(0);
+        shift[i] = k < p.picked ? a.shift[entry] : A(0);
+      }
+      const int k = at.k + tid() % kDepth, n = at.tile + tid() / kDepth, step = kThreads / kDepth;
+      const u32 entry = (static_cast<u32>(n) * p.groups + at.group) * p.picked + k;
+      LK_UNROLL for (int i = 0; i < kWeights; ++i) {
+        const bool is = k < p.picked && n + i * step < p.each;
+        weight[i] = is ? a.w[entry + static_cast<u32>(i) * step * p.groups * p.picked] : E(0);
+      }
+      at.advance(p);
+      look_up(a);
+    }
+
+    LK_DEVICE void store(const Problem& p, E* stage) const {
+      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
+        Chunk made{};
+        LK_UNROLL for (int e = 0; e < kCopy; ++e) made.put(e, activate(raw[i].get(e) * scale[i] + shift[i], p.hard));
+        *reinterpret_cast<Chunk*>(stage + left_of(row(p.last, i), chunk(p.last, i))) = made;
+      }
+      LK_UNROLL for (int i = 0; i < kWeights; ++i) {
+        const int item = tid() + i * kThreads;
+        stage[kLeft + right_of(item / kDepth, item % kDepth)] = weight[i];
+      }
+    }
+  };
+
+  // What a thread sums. On tensor cores: of 16 x 8 products, four numbers. Else four pixels and four filters.
+  using Sums = A[kTensor ? kWarpM / 16 : 4][kTensor ? kWarpN / 8 : 4][kTensor ? 4 : 1];
+
+  static LK_DEVICE void clear(Sums& sums) {
+    LK_UNROLL for (auto& row : sums) {
+      LK_UNROLL for (auto& column : row) { LK_UNROLL for (auto& sum : column) sum = 0; }
+    }
+  }
+
+  static LK_DEVICE void multiply_stage(const E* stage, Sums& sums) {
+    if constexpr (kTensor)
+      multiply_tensor(stage, sums);
+    else
+      multiply_plain(stage, sums);
+  }
+
+  static LK_DEVICE void multiply_plain(const E* stage, Sums& sums) {
+    const int lane = tid() % kWarp, warp = tid() / kWarp;
+    LK_UNROLL for (int k = 0; k < kDepth; ++k) {
+      Chunk left[4 / kCopy], right[4 / kCopy];
+      LK_UNROLL for (int i = 0; i < 4 / kCopy; ++i) {
+        left[i] = *reinterpret_cast<const Chunk*>(stage + left_of(k, lane + i * kWarp));
+        right[i] = *reinterpret_cast<const Chunk*>(stage + kLeft + right_of(4 * warp + i * kCopy, k));
+      }
+      LK_UNROLL for (int i = 0; i < 4; ++i) {
+        LK_UNROLL for (int j = 0; j < 4; ++j) sums[i][j][0] +=
+            left[i / kCopy].get(i % kCopy) * right[j / kCopy].get(j % kCopy);
+      }
+    }
+  }
+
+  static LK_DEVICE void multiply_tensor(const u16* stage, Sums& sums) {
+    const int lane = tid() % kWarp, warp = tid() / kWarp;
+    const int m0 = warp / 2 * (kWarpM / 8), n0 = warp % 2 * kWarpN;
+    LK_UNROLL for (int k = 0; k < kDepth; k += 16) {
+      u32 left[kWarpM / 16][4], right[kWarpN / 16][4];
+      const int l = k + lane % 8 + lane / 16 * 8;
+      LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i)
+          load_columns4(left[i], stage + left_of(l, m0 + 2 * i + lane / 8 % 2));
+      LK_UNROLL for (int j = 0; j < kWarpN / 16; ++j)
+          load_rows4(right[j], stage + kLeft + right_of(n0 + 16 * j + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * 8));
+      LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i) {
+        LK_UNROLL for (int j = 0; j < kWarpN / 8; ++j) {
+          const u32* pair = right[j / 2] + j % 2 * 2;
+          multiply<T>(sums[i][j], left[i][0], left[i][1], left[i][2], left[i][3], pair[0], pair[1]);
+        }
+      }
+    }
+  }
+
+  static LK_DEVICE void run(const Args& a) {
+    const Problem& p = a.p;
+    E* stages = reinterpret_cast<E*>(shared());
+    E* out = stages + 2 * kStage;
+    i64* from = reinterpret_cast<i64*>(out + kOut);  // each pixel's place in x, then in y
+    i64 tile = block_x();
+    const int first = take(tile, a.splits) * a.together;
+    for (int m = tid(); m < kM; m += kThreads) {
+      from[m] = place_of(p, p.x, tile * kM + m);
+      from[kM + m] = place_of(p, p.y, tile * kM + m);
+    }
+    Loader loader;
+    loader.at = {first, 0, 0};
+    loader.last = first + a.together < p.groups ? first + a.together : p.groups;
+    loader.look_up(a);
+    sync();
+    Cursor now = loader.at;
+    loader.load(a, from);
+    loader.store(p, stages);
+    sync();
+    Sums sums;
+    clear(sums);
+    for (int stage = 0; now.group < loader.last; stage ^= 1) {
+      const bool more = loader.at.group < loader.last;
+      if (more) loader.load(a, from);
+      multiply_stage(stages + stage * kStage, sums);
+      if (now.k + kDepth >= p.picked) {
+        if constexpr (kTensor)
+          finish(a, sums, out, from + kM, now);
+        else
+          finish_plain(a, sums, from + kM, now);
+        clear(sums);
+      }
+      now.advance(p);
+      if (more) loader.store(p, stages + (stage ^ 1) * kStage);
+      sync();
+    }
+  }
+
+  static LK_DEVICE E* channel_of(const Args& a, const Cursor& now, int n) {
+    return a.y + (static_cast<i64>(now.tile + n) * a.p.groups + now.group) * a.p.y.channel;
+  }
+
+  static LK_DEVICE void finish_plain(const Args& a, const Sums& sums, const i64* places, const Cursor& now) {
+    const int lane = tid() % kWarp, warp = tid() / kWarp;
+    LK_UNROLL for (int j = 0; j < 4; ++j) {
+      if (now.tile + 4 * warp + j >= a.p.each) continue;
+      LK_UNROLL for (int i = 0; i < 4 / kCopy; ++i) {
+        Chunk made{};
+        LK_UNROLL for (int e = 0; e < kCopy; ++e) made.put(e, sums[i * kCopy + e][j][0]);
+        F::store(made, channel_of(a, now, 4 * warp + j), places + (lane + i * kWarp) * kCopy, a.p.y.vector);
+      }
+    }
+  }
+
+  // Through shared memory, so that what lies side by side is written together: pixels (nchw) or filters (nhwc).
+  static LK_DEVICE void finish(const Args& a, const Sums& sums, u16* out, const i64* places, const Cursor& now) {
+    const Problem& p = a.p;
+    const int lane = tid() % kWarp, warp = tid() / kWarp;
+    const int step_m = p.last ? kN + 2 : 1, step_n = p.last ? 1 : kM + 8;
+    u16* mine = out + (warp / 2 * kWarpM + lane / 4) * step_m + (warp % 2 * kWarpN + lane % 4 * 2) * step_n;
+    LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i) {
+      LK_UNROLL for (int j = 0; j < kWarpN / 8; ++j) {
+        LK_UNROLL for (int q = 0; q < 4; ++q) {
+          mine[(i * 16 + q / 2 * 8) * step_m + (j * 8 + q % 2) * step_n] = from_acc<T>(sums[i][j][q]).bits;
+        }
+      }
+    }
+    sync();
+    const int real = p.each - now.tile;
+    if (p.last) {
+      LK_ROLLED for (int item = tid(); item < kM * kN; item += kThreads) {
+        const int n = item % kN, m = item / kN;
+        if (n < real && places[m] >= 0) channel_of(a, now, n)[places[m]] = out[m * step_m + n];
+      }
+      return;
+    }
+    LK_ROLLED for (int item = tid(); item < kN * kChunks; item += kThreads) {
+      const int n = item / kChunks, chunk = item % kChunks * kCopy;
+      if (n < real)
+        F::store(*reinterpret_cast<const Chunk*>(out + n * step_n + chunk), channel_of(a, now, n), places + chunk,
+                 p.y.vector);
+    }
+  }
+};
+
+}  // namespace lk::condensed_conv2d::cuda

@@ -80,6 +80,9 @@ void grad_parts(const GradTile<A>& t, const A* maps, const A* from, i64 at, M ma
       case k3by3:
         grad_part<3, 3>(g, p, x, sums, t.pitch, t.i, mask);
         break;
+      case k5by2:
+        if constexpr (kFiveByTwo<A>) grad_part<5, 2>(g, p, x, sums, t.pitch, t.i, mask);
+        break;
       default:
         grad_part<1, 1>(g, p, x, sums, t.pitch, t.i, mask);
     }

@@ -100,12 +100,13 @@ inline Lattice lattice(i64 kernel, i64 dilation, i64 stride, bool input, i64 ind
 }
 
 // How many rows of taps the next part takes of `left`, `step` rows apart.
-inline int next_kind(i64 left, i64 step) {
+inline int next_kind(i64 left, i64 step, lk::DType dtype) {
   if (step == 1) {
     if (left == 5 || left == 8) return k5;
     if (left == 7 || left >= 10) return k7;
     return left >= 3 ? k3 : kRow;
   }
+  if (left == 5 && step == 2 && dtype != lk::DType::f64) return k5by2;
   if (left >= 3 && step <= 3) return step == 2 ? k3by2 : k3by3;
   return kRow;
 }
@@ -140,7 +141,7 @@ inline void add_parts(Plan& plan, const Params& p, Pass pass, const Group& g, i6
       plan.left = larger(plan.left, -c.offset);
       plan.right = larger(plan.right, c.offset + (c.count - 1) * c.step);
       for (i64 n = 0; n < r.count;) {
-        const int kind = next_kind(r.count - n, r.step);
+        const int kind = next_kind(r.count - n, r.step, p.dtype);
         const i64 row = r.offset + n * r.step, rows = kind_rows(kind);
         plan.top = larger(plan.top, -row);
         plan.bottom = larger(plan.bottom, row + (rows - 1) * r.step);

@@ -7,10 +7,14 @@ namespace {
 namespace nchw {
 
 // Taps that a microkernel takes together: KH rows, D rows apart, of any number of columns.
-enum Kind : int { kRow, k3, k5, k7, k3by2, k3by3 };
+enum Kind : int { kRow, k3, k5, k7, k3by2, k3by3, k5by2 };
 
-constexpr int kind_rows(int kind) { return kind == kRow ? 1 : kind == k5 ? 5 : kind == k7 ? 7 : 3; }
-constexpr int kind_step(int kind) { return kind == k3by2 ? 2 : kind == k3by3 ? 3 : 1; }
+// Of doubles three rows and two single ones do: for the sake of compile time.
+template <class A>
+constexpr bool kFiveByTwo = sizeof(A) == 4;
+
+constexpr int kind_rows(int kind) { return kind == kRow ? 1 : kind == k5 || kind == k5by2 ? 5 : kind == k7 ? 7 : 3; }
+constexpr int kind_step(int kind) { return kind == k3by2 || kind == k5by2 ? 2 : kind == k3by3 ? 3 : 1; }
 
 struct Part {
   int kind;
@@ -142,6 +146,9 @@ void conv_tile(const ConvTile<A>& t, i64 j0, i64 j1) {
         break;
       case k3by3:
         conv_part<3, 3, TH, V>(t, p, j0, j1, first, last);
+        break;
+      case k5by2:
+        if constexpr (kFiveByTwo<A>) conv_part<5, 2, TH, V>(t, p, j0, j1, first, last);
         break;
       default:
         conv_part<1, 1, TH, V>(t, p, j0, j1, first, last);

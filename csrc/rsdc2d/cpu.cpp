@@ -3,6 +3,7 @@
 #include "rsdc2d/dense_grad.h"
 #include "rsdc2d/depthwise.h"
 #include "rsdc2d/plane_grad.h"
+#include "rsdc2d/rows_of_four.h"
 
 namespace {
 
@@ -31,6 +32,7 @@ Way way_of(const Params& p, Pass pass) {
     return channels ? Way::channels : Way::pixels;
   }
   if (in_planes(p, pass)) return Way::planes;
+  if (in_fours(p, pass == Pass::bwd_x)) return Way::fours;
   if (pass == Pass::bwd_x) return dense(p, group_in(p), group_out(p) * p.taps) ? Way::channels : Way::pixels;
   if (!dense(p, group_out(p), group_in(p) * p.taps)) return Way::pixels;
   if (whole_window(p, kPairs<T> && has_pairs() ? 20 : 42)) return Way::window;
@@ -50,6 +52,9 @@ int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
       return sparse_conv<T>(p, false, x, w, bias, y);
     case Way::channels:
       return dense_conv<T>(p, false, x, w, bias, y);
+    case Way::fours:
+      if constexpr (__is_same(T, float)) return fours_conv(p, false, x, w, bias, y);
+      [[fallthrough]];
     case Way::window:
       break;
   }
@@ -69,6 +74,9 @@ int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
       return planes_conv<T>(p, true, g, w, nullptr, gx);
     case Way::channels:
       return dense_conv<T>(p, true, g, w, nullptr, gx);
+    case Way::fours:
+      if constexpr (__is_same(T, float)) return fours_conv(p, true, g, w, nullptr, gx);
+      [[fallthrough]];
     default:
       return sparse_conv<T>(p, true, g, w, nullptr, gx);
   }

@@ -27,7 +27,7 @@ struct Params {
 inline i64 offset(const Strides& s, i64 n, i64 c, i64 h, i64 w) { return n * s.n + c * s.c + h * s.h + w * s.w; }
 
 // How a pass is computed; native.py has words for it, in this order.
-enum class Way : int { depthwise, generic, planes, pixels, channels, window };
+enum class Way : int { depthwise, generic, planes, pixels, channels, window, fours };
 enum class Pass : int { fwd, bwd_x, bwd_w };
 
 struct Table {

@@ -25,6 +25,7 @@ _WAYS = (
     "each filter's taps over vectors of pixels",
     "matrix product over vectors of channels",
     "masked dense window",
+    "rows of a 3x3 window by fours, in half of the products",
 )
 
 

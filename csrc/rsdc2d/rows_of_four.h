@@ -1,0 +1,259 @@
+// Windows of 3x3 with most of their taps, four rows of outputs at once by half of the products: Winograd's F(4, 3)
+// down the columns (the points 0, 1, -1, 2, -2 and infinity), every tap by itself along the rows. Planes of float32,
+// pixels in the vector; forward, and the input gradient as a convolution of the output's.
+#pragma once
+#include "rsdc2d/dense.h"
+
+namespace {
+namespace rsdc {
+
+constexpr i64 kFours = 6;                            // mixed rows that four rows of outputs are made of
+constexpr int kMixed = 4;                            // outputs of a block
+constexpr i64 kPastFours = 16 << 20;                 // outputs from this size on bypass the caches
+constexpr i64 kMixedBytes = 192 << 10;               // of mixed rows, in the second-level cache
+constexpr int kTileFours = kVecBytes == 64 ? 6 : 2;  // fours of rows that a tile has at most
+
+#if defined(__AVX2__)
+
+inline bool in_fours(const Params& p, bool backward) {
+  const i64 outputs = backward ? group_in(p) : group_out(p), sources = backward ? group_out(p) : group_in(p);
+  return !p.exact && p.dtype == DType::f32 && p.layout == Layout::nchw && p.kernel == 3 && p.taps >= 7 &&
+         p.stride_h * p.stride_w * p.dilation_h * p.dilation_w * p.pad_h * p.pad_w == 1 && p.w % 8 == 0 && p.h > 2 &&
+         outputs % kMixed == 0 && sources > 1 &&
+         kFours * sources * (p.w + (p.w % 16 ? 8 : 16)) * 4 * kTileFours <= kMixedBytes;
+}
+
+template <int L>
+struct Pixels {
+  typedef float type __attribute__((vector_size(L * 4), aligned(4)));
+};
+
+// What taps of three rows are to each of the mixed rows.
+inline void mix_taps(const float* w, float* u) {
+  const float even = w[0] + w[2], near = w[0] * 0.25f + w[2];
+  u[0] = w[0] * 0.25f;
+  u[1] = (even + w[1]) * (-1 / 6.0f);
+  u[2] = (even - w[1]) * (-1 / 6.0f);
+  u[3] = (near + w[1] * 0.5f) * (1 / 6.0f);
+  u[4] = (near - w[1] * 0.5f) * (1 / 6.0f);
+  u[5] = w[2];
+}
+
+template <class V>
+LK_INLINE void mix_rows(const V* d, V* m) {
+  const V a = d[4] - 4 * d[2], b = d[3] - 4 * d[1], c = d[4] - d[2], e = 2 * (d[3] - d[1]);
+  m[0] = 4 * d[0] - 4 * d[2] + (d[4] - d[2]);
+  m[1] = a + b;
+  m[2] = a - b;
+  m[3] = c + e;
+  m[4] = c - e;
+  m[5] = 4 * d[1] - 4 * d[3] + (d[5] - d[3]);
+}
+
+template <class V>
+LK_INLINE void unmix_rows(const V* m, V bias, V* y) {
+  const V a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], d = m[3] - m[4];
+  y[0] = m[0] + a + c + bias;
+  y[1] = b + 2 * d + bias;
+  y[2] = a + 4 * c + bias;
+  y[3] = b + 8 * d + m[5] + bias;
+}
+
+// kMixed outputs times P rows of one mixture.
+template <int L, int P>
+void fours_tile(const float* x, i64 sources, i64 channel, i64 pitch, const float* w, float* out) {
+  using V = typename Pixels<L>::type;
+  V acc[kMixed][P] = {};
+  for (; sources > 0; --sources, x += channel)
+    for (int tap = 0; tap < 3; ++tap, w += kMixed) {
+      const float* at = x + tap - 1;
+      V v[P];
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p, at += pitch) {
+        __builtin_memcpy(&v[p], at, sizeof(V));
+        LK_KEEP(v[p]);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kMixed; ++r) {
+        const V k = w[r] - V{};
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) acc[r][p] = v[p] * k + acc[r][p];
+      }
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < kMixed; ++r)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) __builtin_memcpy(out + (r * P + p) * L, &acc[r][p], sizeof(V));
+}
+
+using FoursFn = void (*)(const float*, i64, i64, i64, const float*, float*);
+
+template <int L>
+FoursFn fours_fn(i64 rows) {
+#define LK_T(n) fours_tile<L, n>
+#if defined(__AVX512F__)
+  static constexpr FoursFn fn[] = {nullptr, LK_T(1), LK_T(2), LK_T(3), LK_T(4), LK_T(5), LK_T(6)};
+#else
+  static constexpr FoursFn fn[] = {nullptr, LK_T(1), LK_T(2)};
+#endif
+#undef LK_T
+  return fn[rows];
+}
+
+template <int L>
+struct Fours {
+  using V = typename Pixels<L>::type;
+  const Plan& g;
+  const float *src, *w, *bias;
+  float* dst;
+  i64 each, all, together;  // fours of rows: of an image, of all, of a unit
+  i64 pitch, channel, plane, block;
+  bool past;  // the caches
+  float *packed, *rows, *made;
+
+  Fours(const Plan& plan, const float* s, const float* weight, const float* b, float* d)
+      : g(plan),
+        src(s),
+        w(weight),
+        bias(b),
+        dst(d),
+        each(ceil_div(plan.p.h, 4)),
+        all(plan.p.n * each),
+        together(0),
+        pitch(plan.p.w + L),
+        channel(0),
+        plane(0),
+        block(kFours * plan.sources * 3 * kMixed),
+        past(L == 16 && leaves_in_lines(plan, d) && plan.p.n * plan.dst.n * 4 >= kPastFours),
+        packed(nullptr),
+        rows(nullptr),
+        made(nullptr) {
+    const i64 most = kMixedBytes / (kFours * g.sources * pitch * 4) / kTileFours;
+    together = kTileFours * larger(1, smaller(most, 4));
+    channel = together * pitch;
+    plane = g.sources * channel;
+  }
+
+  void share(Arena& a) { packed = a.take<float>(g.p.groups * g.outputs / kMixed * block); }
+  void own(Arena& a) {
+    rows = a.take<float>(kFours * plane + L);
+    made = a.take<float>(kFours * kMixed * kTileFours * L);
+  }
+
+  // A block's weights: [mixture][source][tap along the row][output].
+  void pack(i64 b) {
+    const i64 blocks = g.outputs / kMixed, group = b / blocks, first = b % blocks * kMixed;
+    const i64 gi = group_in(g.p), go = group_out(g.p), mixture = g.sources * 3 * kMixed;
+    for (i64 s = 0; s < g.sources; ++s)
+      for (i64 r = 0; r < kMixed; ++r) {
+        const i64 o = group * go + (g.backward ? s : first + r), c = g.backward ? first + r : s;
+        float window[3][3] = {};  // columns of rows
+        for (i64 t = 0; t < g.p.taps; ++t) {
+          const i64 cell = g.p.cells[set_of(g.p, o) * g.p.taps + t];
+          if (cell < 0 || cell >= 9) continue;
+          const i64 u = g.backward ? 2 - cell / 3 : cell / 3, v = g.backward ? 2 - cell % 3 : cell % 3;
+          window[v][u] += w[(o * gi + c) * g.p.taps + t];
+        }
+        for (i64 v = 0; v < 3; ++v) {
+          float mixed[kFours];
+          mix_taps(window[v], mixed);
+          for (i64 i = 0; i < kFours; ++i) packed[b * block + i * mixture + (s * 3 + v) * kMixed + r] = mixed[i];
+        }
+      }
+  }
+
+  // Mixed rows of fours [from, from + count).
+  void fill(i64 group, i64 from, i64 count) {
+    for (i64 k = 0; k < count; ++k) {
+      const i64 n = (from + k) / each, i0 = (from + k) % each * 4 - 1;
+      const float* const image = src + n * g.src.n + group * g.sources * g.src.c;
+      for (i64 c = 0; c < g.sources; ++c) {
+        const float* const map = image + c * g.src.c;
+        float* const to = rows + c * channel + k * pitch + L;
+        for (i64 j = 0; j < g.p.w; j += L) {
+          V d[6], m[kFours];
+#pragma GCC unroll 6
+          for (i64 i = 0; i < 6; ++i) {
+            d[i] = V{};
+            if (i0 + i >= 0 && i0 + i < g.p.h) __builtin_memcpy(&d[i], map + (i0 + i) * g.src.h + j, sizeof(V));
+          }
+          mix_rows(d, m);
+#pragma GCC unroll 6
+          for (i64 i = 0; i < kFours; ++i) __builtin_memcpy(to + i * plane + j, &m[i], sizeof(V));
+        }
+      }
+    }
+  }
+
+  // From the mixtures of a tile to four rows of each of its outputs.
+  void leave(i64 group, i64 b, i64 from, i64 count, i64 j) {
+    for (i64 p = 0; p < count; ++p) {
+      const i64 n = (from + p) / each, i0 = (from + p) % each * 4, height = smaller(4, g.p.h - i0);
+      for (i64 r = 0; r < kMixed; ++r) {
+        const i64 o = group * g.outputs + b * kMixed + r;
+        V m[kFours], y[4];
+#pragma GCC unroll 6
+        for (i64 i = 0; i < kFours; ++i) __builtin_memcpy(&m[i], made + ((i * kMixed + r) * count + p) * L, sizeof(V));
+        unmix_rows(m, (bias ? bias[o] : 0.0f) - V{}, y);
+        float* const to = dst + n * g.dst.n + o * g.dst.c + i0 * g.dst.h + j;
+        for (i64 i = 0; i < height; ++i) {
+          if constexpr (L == 16)
+            if (past) {
+              vstream(to + i * g.dst.h, reinterpret_cast<const Vec<float>&>(y[i]));
+              continue;
+            }
+          __builtin_memcpy(to + i * g.dst.h, &y[i], sizeof(V));
+        }
+      }
+    }
+  }
+
+  void unit(i64 u) {
+    const i64 group = u % g.p.groups, from = u / g.p.groups * together, count = smaller(together, all - from);
+    fill(group, from, count);
+    for (i64 tiles = ceil_div(count, kTileFours), k = 0; tiles > 0; --tiles) {
+      const i64 deep = ceil_div(count - k, tiles);
+      const FoursFn fn = fours_fn<L>(deep);
+      for (i64 j = 0; j < g.p.w; j += L)
+        for (i64 b = 0; b < g.outputs / kMixed; ++b) {
+          const float* const weights = packed + (group * (g.outputs / kMixed) + b) * block;
+          for (i64 i = 0; i < kFours; ++i)
+            fn(rows + i * plane + k * pitch + L + j, g.sources, channel, pitch, weights + i * (block / kFours),
+               made + i * kMixed * deep * L);
+          leave(group, b, from + k, deep, j);
+        }
+      k += deep;
+    }
+  }
+
+  void work() {
+#pragma omp for schedule(static)
+    for (i64 b = 0; b < g.p.groups * g.outputs / kMixed; ++b) pack(b);
+    clear(rows, kFours * plane + L);
+#pragma omp for schedule(static)
+    for (i64 u = 0; u < ceil_div(all, together) * g.p.groups; ++u) unit(u);
+    if (past) stream_fence();
+  }
+};
+
+inline int fours_conv(const Params& p, bool backward, const float* src, const float* w, const float* bias, float* dst) {
+  const Plan g = make_plan(p, backward);
+#if defined(__AVX512F__)
+  if (p.w % 16 == 0) {
+    Fours<16> job(g, src, w, bias, dst);
+    return run_job(job, p);
+  }
+#endif
+  Fours<8> job(g, src, w, bias, dst);
+  return run_job(job, p);
+}
+
+#else
+
+inline bool in_fours(const Params&, bool) { return false; }
+inline int fours_conv(const Params&, bool, const float*, const float*, const float*, float*) { return unsupported; }
+
+#endif
+
+}  // namespace rsdc
+}  // namespace

@@ -21,7 +21,7 @@ TARGET = Target("lightkernels.ops.multi_dwconv2d", "cuda")
 NAMES = [c.name for c in TARGET.cases.CASES if not {"bench", "bulk"} & c.tags]
 STATIC = cuda_host.CSRC.parent / "benchmarks" / "results" / "cuda_static.csv"
 STRUCT = re.compile(
-    r"^struct (\w+)(?: : [\w<>]+)? \{\n(?:#if.*\n|  using .*\n)*  static constexpr int k(?:Threads|Blocks)", re.M
+    r"^struct (\w+)(?: : [\w<>, ]+)? \{\n(?:#if.*\n|  using .*\n)*  static constexpr int k(?:Threads|Blocks)", re.M
 )
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 

@@ -86,7 +86,7 @@ def test_parity_with_float64_truth(name, dtype, layout):
     assert_keeps_layout(sample.args[0], ours[1])
 
 
-@pytest.mark.parametrize("name", ["block", "block-large", "condensed"])
+@pytest.mark.parametrize("name", ["block", "block-large", "condensed", "native-condensed"])
 def test_poisoned_memory_does_not_show_and_results_repeat(name):
     sample = sample_of(name, "bf16", "nhwc")
     due = run(name, sample)
@@ -97,7 +97,7 @@ def test_poisoned_memory_does_not_show_and_results_repeat(name):
             assert_same_bits(a, b)
 
 
-@pytest.mark.parametrize("name", ["block", "block-rsdc", "condensed"])
+@pytest.mark.parametrize("name", ["block", "block-rsdc", "condensed", "native-condensed"])
 def test_cuda_graph_capture_and_replay(name):
     sample = sample_of(name, "bf16", "nhwc")
     side = torch.cuda.Stream()

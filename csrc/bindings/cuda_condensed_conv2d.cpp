@@ -33,7 +33,25 @@ void bind(py::module_& m) {
             check(cuda::fwd(plan.with(pointer(index), 1), pointer(stream), pointer(x), pointer(w), pointer(scale),
                             pointer(shift), pointer(y)));
           },
-          py::call_guard<py::gil_scoped_release>());
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "bwd",
+          [](const Plan& plan, Address g, Address x, Address w, Address scale, Address shift, Address index,
+             Address order, Address bounds, Address work, Address gx, Address gw, Address gscale, Address gshift,
+             Address stream) {
+            const cuda::Given given{pointer(g),
+                                    pointer(x),
+                                    pointer(w),
+                                    pointer(scale),
+                                    pointer(shift),
+                                    static_cast<const i64*>(pointer(order)),
+                                    static_cast<const i64*>(pointer(bounds)),
+                                    pointer(work)};
+            const cuda::Taken taken{pointer(gx), pointer(gw), pointer(gscale), pointer(gshift)};
+            check(cuda::bwd(plan.with(pointer(index), 1), pointer(stream), given, taken));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def("work_size", [](const Plan& plan) { return cuda::work_size(plan.p); });
 }
 
 const bindings::Registrar registrar(bind);

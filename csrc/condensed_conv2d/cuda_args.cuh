@@ -140,6 +140,13 @@ struct Pixels {
   }
 };
 
+// 16 bytes of sums.
+template <class A>
+struct alignas(16) Four {
+  static constexpr int kCount = 16 / sizeof(A);
+  A v[kCount];
+};
+
 // Where a pixel of all images lies; -1: there is none.
 LK_DEVICE i64 place_of(const Problem& p, const Steps& s, i64 pixel) {
   if (pixel >= p.pixels) return -1;

@@ -1,14 +1,8 @@
+#include "condensed_conv2d/cuda_launch.h"
 #include "condensed_conv2d/cuda_product.cuh"
 
 namespace lk::condensed_conv2d::cuda {
 namespace {
-
-// Blocks that fill a device about four times.
-#ifdef LK_HOST
-constexpr i64 kFill = 2;
-#else
-constexpr i64 kFill = 528;
-#endif
 
 template <class T, int kN>
 int run(const Params& call, void* stream, const void* x, const void* w, const void* scale, const void* shift, void* y) {
@@ -24,9 +18,7 @@ int run(const Params& call, void* stream, const void* x, const void* w, const vo
   a.shift = static_cast<const Acc<T>*>(shift);
   a.y = static_cast<E*>(y);
   const i64 tiles = ceil_div(p.pixels, K::kM);
-  a.together = p.groups;
-  while (a.together > 1 && tiles * ceil_div(p.groups, a.together) < kFill) a.together = (a.together + 1) / 2;
-  a.splits = static_cast<int>(ceil_div(p.groups, a.together));
+  spread(p, tiles, a.together, a.splits);
   return launch<K>(K::kTensor ? "mma_fwd" : "tile_fwd", {tiles * a.splits}, K::shared_bytes(), stream, a);
 }
 

@@ -18,105 +18,55 @@ struct ProductArgs {
   int together, splits;  // groups of a block, blocks of the same pixels
 };
 
-template <class T, int kN_>
-struct ProductFwd : Pixels<T> {
-  static constexpr int kThreads = 256, kBlocks = sizeof(T) == 8 || kN_ > 32 ? 2 : 3;
+// A tile of so many pixels and columns, and its operands in shared memory. kBack: the right one is read by columns.
+template <class T, int kN_, bool kBack>
+struct ProductTile : Pixels<T> {
   using F = Pixels<T>;
   using E = typename F::E;
   using F::kCopy;
   using Chunk = typename F::Chunk;
   using A = Acc<T>;
-  using Args = ProductArgs<T>;
   static constexpr bool kTensor = F::kHalf;
+  static constexpr int kMembers = 256;  // threads of a block
   static constexpr int kM = 128, kN = kN_, kDepth = 4 * kCopy, kChunks = kM / kCopy;
-  static constexpr int kUnits = kDepth * kChunks / kThreads, kWeights = kN * kDepth / kThreads;
-  static constexpr int kPitch = kTensor ? kDepth : kN + kCopy;  // of the right operand: [filter][k], or [k][filter]
-  static constexpr int kLeft = kDepth * kM, kRight = kTensor ? kN * kPitch : kDepth * kPitch, kStage = kLeft + kRight;
-  static constexpr int kOut = kTensor ? kN * (kM + 8) : 0;
-  static constexpr int kWarps = kThreads / kWarp, kWarpM = 32, kWarpN = kN / 2;
-  static_assert(kUnits == 2 && kWeights * kThreads == kN * kDepth && (kTensor || kN == 4 * kWarps));
+  static constexpr int kUnits = kDepth * kChunks / kMembers, kWeights = kN * kDepth / kMembers;
+  static constexpr int kPitch = !kTensor ? kN + kCopy : kBack ? kN : kDepth;  // [k][column], or [column][k]
+  static constexpr int kLeft = kDepth * kM, kRight = (kTensor && !kBack ? kN : kDepth) * kPitch;
+  static constexpr int kStage = kLeft + kRight;
+  static constexpr int kWarps = kMembers / kWarp, kWarpM = 32, kWarpN = kN / 2;
+  static_assert(kUnits == 2 && kWeights * kMembers == kN * kDepth && (kTensor || kN == 4 * kWarps));
 
-  static constexpr int shared_bytes() {
-    return (2 * kStage + kOut) * static_cast<int>(sizeof(E)) + 2 * kM * static_cast<int>(sizeof(i64));
-  }
-
-  // Where 16 bytes of a channel lie in the left operand, and k of a filter in the right: what a warp reads or writes at
+  // Where 16 bytes of a channel lie in the left operand, and k of a column in the right: what a warp reads or writes at
   // once is in different banks.
   static LK_DEVICE int left_of(int k, int chunk) { return k * kM + (chunk ^ k % 8) * kCopy; }
   static LK_DEVICE int right_of(int n, int k) {
-    if constexpr (kTensor)
-      return n * kPitch + (k / kCopy ^ n / 2 % 4) * kCopy + k % kCopy;
-    else
+    if constexpr (!kTensor)
       return k * kPitch + n;
+    else if constexpr (kBack)
+      return k * kPitch + (n / kCopy ^ (kN < 64 ? k / 2 % 4 : k % 8)) * kCopy + n % kCopy;
+    else
+      return n * kPitch + (k / kCopy ^ n / 2 % 4) * kCopy + k % kCopy;
   }
 
-  // A step: so many channels of a group, for a tile of its filters.
+  // Of two chunks that a thread puts into the left operand: the same of two channels (nchw), or two of one (nhwc).
+  static LK_DEVICE int row(bool last, int i) {
+    return last ? tid() % kDepth : tid() / kChunks + i * (kMembers / kChunks);
+  }
+  static LK_DEVICE int chunk(bool last, int i) {
+    return last ? tid() / kDepth + i * (kMembers / kDepth) : tid() % kChunks;
+  }
+
+  // A step: so much of the depth of a group, for a tile of its columns.
   struct Cursor {
     int group, tile, k;
-    LK_DEVICE void advance(const Problem& p) {
+    LK_DEVICE void advance(int depth, int columns) {
       k += kDepth;
-      if (k < p.picked) return;
+      if (k < depth) return;
       k = 0;
       tile += kN;
-      if (tile < p.each) return;
+      if (tile < columns) return;
       tile = 0;
       ++group;
-    }
-  };
-
-  // What a thread reads in a step: two chunks of pixels, the same of two channels (nchw) or of one (nhwc), and some
-  // weights. Channels are looked up a step before.
-  struct Loader {
-    Cursor at;
-    int last;  // the group after the block's
-    int channel[kUnits];
-    Chunk raw[kUnits];
-    A scale[kUnits], shift[kUnits];
-    E weight[kWeights];
-
-    static LK_DEVICE int row(bool last, int i) {
-      return last ? tid() % kDepth : tid() / kChunks + i * (kThreads / kChunks);
-    }
-    static LK_DEVICE int chunk(bool last, int i) {
-      return last ? tid() / kDepth + i * (kThreads / kDepth) : tid() % kChunks;
-    }
-
-    LK_DEVICE void look_up(const Args& a) {
-      const Problem& p = a.p;
-      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
-        const int k = at.k + row(p.last, i);
-        channel[i] = at.group < last && k < p.picked ? p.channel(at.group * p.picked + k) : -1;
-      }
-    }
-
-    LK_DEVICE void load(const Args& a, const i64* places) {
-      const Problem& p = a.p;
-      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
-        const int q = channel[i], k = at.k + row(p.last, i), entry = at.group * p.picked + k;
-        raw[i] = F::load(a.x + (q >= 0 ? q * p.x.channel : 0), places + chunk(p.last, i) * kCopy, q >= 0, p.x.vector);
-        scale[i] = k < p.picked ? a.scale[entry] : A(0);
-        shift[i] = k < p.picked ? a.shift[entry] : A(0);
-      }
-      const int k = at.k + tid() % kDepth, n = at.tile + tid() / kDepth, step = kThreads / kDepth;
-      const u32 entry = (static_cast<u32>(n) * p.groups + at.group) * p.picked + k;
-      LK_UNROLL for (int i = 0; i < kWeights; ++i) {
-        const bool is = k < p.picked && n + i * step < p.each;
-        weight[i] = is ? a.w[entry + static_cast<u32>(i) * step * p.groups * p.picked] : E(0);
-      }
-      at.advance(p);
-      look_up(a);
-    }
-
-    LK_DEVICE void store(const Problem& p, E* stage) const {
-      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
-        Chunk made{};
-        LK_UNROLL for (int e = 0; e < kCopy; ++e) made.put(e, activate(raw[i].get(e) * scale[i] + shift[i], p.hard));
-        *reinterpret_cast<Chunk*>(stage + left_of(row(p.last, i), chunk(p.last, i))) = made;
-      }
-      LK_UNROLL for (int i = 0; i < kWeights; ++i) {
-        const int item = tid() + i * kThreads;
-        stage[kLeft + right_of(item / kDepth, item % kDepth)] = weight[i];
-      }
     }
   };
 
@@ -159,8 +109,13 @@ struct ProductFwd : Pixels<T> {
       const int l = k + lane % 8 + lane / 16 * 8;
       LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i)
           load_columns4(left[i], stage + left_of(l, m0 + 2 * i + lane / 8 % 2));
-      LK_UNROLL for (int j = 0; j < kWarpN / 16; ++j)
+      LK_UNROLL for (int j = 0; j < kWarpN / 16; ++j) {
+        if constexpr (kBack)
+          load_columns4(right[j],
+                        stage + kLeft + right_of(n0 + 16 * j + lane / 16 * 8, k + lane % 8 + lane / 8 % 2 * 8));
+        else
           load_rows4(right[j], stage + kLeft + right_of(n0 + 16 * j + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * 8));
+      }
       LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i) {
         LK_UNROLL for (int j = 0; j < kWarpN / 8; ++j) {
           const u32* pair = right[j / 2] + j % 2 * 2;
@@ -169,6 +124,70 @@ struct ProductFwd : Pixels<T> {
       }
     }
   }
+};
+
+template <class T, int kN_>
+struct ProductFwd : ProductTile<T, kN_, false> {
+  static constexpr int kThreads = 256, kBlocks = sizeof(T) == 8 || kN_ > 32 ? 2 : 3;
+  using F = Pixels<T>;
+  using Tile = ProductTile<T, kN_, false>;
+  using Tile::chunk, Tile::kChunks, Tile::kCopy, Tile::kDepth, Tile::kLeft, Tile::kM, Tile::kN, Tile::kStage,
+      Tile::kTensor, Tile::kUnits, Tile::kWarpM, Tile::kWarpN, Tile::kWeights, Tile::left_of, Tile::right_of, Tile::row;
+  using typename Tile::A, typename Tile::Chunk, typename Tile::Cursor, typename Tile::E, typename Tile::Sums;
+  using Args = ProductArgs<T>;
+  static constexpr int kOut = kTensor ? kN * (kM + 8) : 0;
+
+  static constexpr int shared_bytes() {
+    return (2 * kStage + kOut) * static_cast<int>(sizeof(E)) + 2 * kM * static_cast<int>(sizeof(i64));
+  }
+
+  // What a thread reads in a step: two chunks of pixels and some weights. Channels are looked up a step before.
+  struct Loader {
+    Cursor at;
+    int last;  // the group after the block's
+    int channel[kUnits];
+    Chunk raw[kUnits];
+    A scale[kUnits], shift[kUnits];
+    E weight[kWeights];
+
+    LK_DEVICE void look_up(const Args& a) {
+      const Problem& p = a.p;
+      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
+        const int k = at.k + row(p.last, i);
+        channel[i] = at.group < last && k < p.picked ? p.channel(at.group * p.picked + k) : -1;
+      }
+    }
+
+    LK_DEVICE void load(const Args& a, const i64* places) {
+      const Problem& p = a.p;
+      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
+        const int q = channel[i], k = at.k + row(p.last, i), entry = at.group * p.picked + k;
+        raw[i] = F::load(a.x + (q >= 0 ? q * p.x.channel : 0), places + chunk(p.last, i) * kCopy, q >= 0, p.x.vector);
+        scale[i] = k < p.picked ? a.scale[entry] : A(0);
+        shift[i] = k < p.picked ? a.shift[entry] : A(0);
+      }
+      const int k = at.k + tid() % kDepth, n = at.tile + tid() / kDepth, step = kThreads / kDepth;
+      const u32 entry = (static_cast<u32>(n) * p.groups + at.group) * p.picked + k;
+      LK_UNROLL for (int i = 0; i < kWeights; ++i) {
+        const bool is = k < p.picked && n + i * step < p.each;
+        weight[i] = is ? a.w[entry + static_cast<u32>(i) * step * p.groups * p.picked] : E(0);
+      }
+      at.advance(p.picked, p.each);
+      look_up(a);
+    }
+
+    LK_DEVICE void store(const Problem& p, E* stage) const {
+      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
+        Chunk made{};
+        LK_UNROLL for (int e = 0; e < kCopy; ++e) made.put(e, activate(raw[i].get(e) * scale[i] + shift[i], p.hard));
+        *reinterpret_cast<Chunk*>(stage + left_of(row(p.last, i), chunk(p.last, i))) = made;
+      }
+      LK_UNROLL for (int i = 0; i < kWeights; ++i) {
+        const int item = tid() + i * kThreads;
+        stage[kLeft + right_of(item / kDepth, item % kDepth)] = weight[i];
+      }
+    }
+  };
 
   static LK_DEVICE void run(const Args& a) {
     const Problem& p = a.p;
@@ -191,19 +210,19 @@ struct ProductFwd : Pixels<T> {
     loader.store(p, stages);
     sync();
     Sums sums;
-    clear(sums);
+    Tile::clear(sums);
     for (int stage = 0; now.group < loader.last; stage ^= 1) {
       const bool more = loader.at.group < loader.last;
       if (more) loader.load(a, from);
-      multiply_stage(stages + stage * kStage, sums);
+      Tile::multiply_stage(stages + stage * kStage, sums);
       if (now.k + kDepth >= p.picked) {
         if constexpr (kTensor)
           finish(a, sums, out, from + kM, now);
         else
           finish_plain(a, sums, from + kM, now);
-        clear(sums);
+        Tile::clear(sums);
       }
-      now.advance(p);
+      now.advance(p.picked, p.each);
       if (more) loader.store(p, stages + (stage ^ 1) * kStage);
       sync();
     }

@@ -89,7 +89,8 @@ class Module:
         self.c.lk_plan.restype = ctypes.c_void_p
         self.c.lk_rsdc_plan.restype = ctypes.c_void_p
         self.c.lk_condensed_plan.restype = ctypes.c_void_p
-        self.c.lk_work_size.restype = self.c.lk_rsdc_work_size.restype = ctypes.c_int64
+        for name in ("lk_work_size", "lk_rsdc_work_size", "lk_condensed_work_size"):
+            getattr(self.c, name).restype = ctypes.c_int64
         for name in ("lk_kernels", "lk_fault", "lk_launches"):
             getattr(self.c, name).restype = ctypes.c_char_p
         self.MULTI_DWCONV2D_BRANCHES = self.c.lk_branches()
@@ -145,6 +146,12 @@ class Module:
 
             def fwd(self, x: int, w: int, scale: int, shift: int, index: int, y: int, stream: int) -> None:
                 module.run("lk_condensed_fwd", self.common, x, w, scale, shift, index, y)
+
+            def bwd(self, *addresses: int) -> None:
+                module.run("lk_condensed_bwd", self.common, *addresses[:-1])
+
+            def work_size(self) -> int:
+                return module.c.lk_condensed_work_size(*self.common)
 
         self.CondensedConv2dPlan = CondensedConv2dPlan
         self.MultiDwconv2dPlan = MultiDwconv2dPlan

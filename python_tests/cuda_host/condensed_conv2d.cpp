@@ -16,4 +16,13 @@ int lk_condensed_fwd(const void* plan, const void* x, const void* w, const void*
   return cuda::fwd(static_cast<const Plan*>(plan)->with(index, 1), nullptr, x, w, scale, shift, y);
 }
 
+int lk_condensed_bwd(const void* plan, const void* g, const void* x, const void* w, const void* scale,
+                     const void* shift, const void* index, const i64* order, const i64* bounds, void* work, void* gx,
+                     void* gw, void* gscale, void* gshift) {
+  return cuda::bwd(static_cast<const Plan*>(plan)->with(index, 1), nullptr,
+                   {g, x, w, scale, shift, order, bounds, work}, {gx, gw, gscale, gshift});
+}
+
+i64 lk_condensed_work_size(const void* plan) { return cuda::work_size(static_cast<const Plan*>(plan)->p); }
+
 }  // extern "C"

@@ -1,7 +1,7 @@
 // NHWC forward and input gradient of one kernel at stride 1, whole vectors of channels: pixels are read where they are,
 // row after row of a few columns, all channels of a block before the next columns.
 #pragma once
-#include "multi_dwconv2d/nhwc_planes.h"
+#include "multi_dwconv2d/nhwc_pairs.h"
 
 #if defined(__AVX2__)
 namespace {
@@ -9,98 +9,9 @@ namespace nhwc {
 
 constexpr i64 kDirectBytes = 512;      // channels of a block: a few rows of a tile stay in the first-level cache
 constexpr i64 kDirectRow = 8 << 10;    // rows up to this size are walked whole, memory in order
+constexpr i64 kPairRow = 32 << 10;     // the same, where rows go by two
 constexpr i64 kDirectPast = 8 << 20;   // outputs from this size on bypass the caches
 constexpr double kDirectTeam = 200e3;  // multiply-adds below which a team of threads costs more than it saves
-
-// Rows of `tiles` times TW columns and `vecs` vectors of channels.
-struct Strip {
-  const float *x, *w;  // pixel of the first output; packed weights of the first vector: what sums start from, then taps
-  float* y;
-  i64 rows, vecs, tiles, above, below, left;  // above, below, left: pixels of the map beyond the strip
-};
-// What strips have in common.
-struct Rows {
-  i64 width, x_row, x_col, y_row, y_col, slots;
-  bool past;  // the caches
-};
-
-// Pixels [From, To) of a row of taps.
-template <int K, int TW, int From, int To>
-LK_INLINE void direct_pixels(Vec<float>* acc, const float*& x, i64 step, const Vec<float>* k) {
-  constexpr int R = K / 2;
-#pragma GCC unroll 32
-  for (int q = From; q < To; ++q, x += step) {
-    LK_OPAQUE(x);
-    Vec<float> s = vload(x);
-    LK_KEEP(s);
-#pragma GCC unroll 8
-    for (int v = 0; v < K; ++v)
-      if (q + R - v >= 0 && q + R - v < TW) acc[q + R - v] = vfma(s, k[v], acc[q + R - v]);
-  }
-}
-
-// `next`: the strip after this one, whose first rows are fetched with this one's last. Whole: the map is TW wide; else
-// there are no pixels beyond a tile, or as many as the kernel reaches.
-template <int K, int TW, bool Whole>
-__attribute__((noinline)) void direct_strip(const Rows& a, const Strip& s, const Strip& next) {
-  constexpr int V = kLanes<float>, R = K / 2;
-  constexpr i64 kLineVecs = 64 / kVecBytes;
-  const i64 x_row = a.x_row, x_col = a.x_col, y_col = a.y_col, last = s.rows - 1 + imin(R, s.below);
-  for (i64 i = 0; i < s.rows; ++i) {
-    const i64 from = -imin(R, s.above + i), to = imin(R, s.below + s.rows - 1 - i), row = i + R + 1;
-    const float *x = s.x + i * x_row, *out = i + 1 < s.rows ? s.y + (i + 1) * a.y_row : next.y;
-    const float* ahead = row <= last ? x + (R + 1) * x_row : next.x + (row - last - 1 - imin(R, next.above)) * x_row;
-    for (i64 t = 0; t < s.tiles; ++t) {
-      const i64 j = imin(t * TW, a.width - s.left - TW);
-      const bool left = !Whole && s.left + j > 0, right = !Whole && s.left + j + TW < a.width;
-      const float *at = x + j * x_col, *w = s.w;
-      float* y = s.y + i * a.y_row + j * y_col;
-      for (i64 n = 0; n < s.vecs; ++n, at += V, y += V, w += a.slots * V) {
-        Vec<float> acc[TW];
-        const Vec<float> init = vload(w);
-#pragma GCC unroll 16
-        for (int c = 0; c < TW; ++c) acc[c] = init;
-        if (n % kLineVecs == 0) {
-          const float *next_x = ahead + j * x_col + n * V, *next_y = out + j * y_col + n * V;
-#pragma GCC unroll 16
-          for (int c = 0; c < TW; ++c, next_x += x_col) {
-            LK_OPAQUE(next_x);
-            __builtin_prefetch(next_x, 0, 3);
-          }
-          if (!a.past)
-#pragma GCC unroll 16
-            for (int c = 0; c < TW; ++c, next_y += y_col) {
-              LK_OPAQUE(next_y);
-              __builtin_prefetch(next_y, 1, 3);
-            }
-        }
-        const float *line = at + from * x_row - (left ? R * x_col : 0), *taps = w + (1 + (from + R) * K) * V;
-        for (i64 r = from; r <= to; ++r, line += x_row, taps += K * V) {
-          Vec<float> k[K];
-#pragma GCC unroll 8
-          for (int v = 0; v < K; ++v) k[v] = vload(taps + v * V);
-          const float* p = line;
-          if (left) direct_pixels<K, TW, -R, 0>(acc, p, x_col, k);
-          direct_pixels<K, TW, 0, TW>(acc, p, x_col, k);
-          if (right) direct_pixels<K, TW, TW, TW + R>(acc, p, x_col, k);
-        }
-        float* o = y;
-        if (a.past)
-#pragma GCC unroll 16
-          for (int c = 0; c < TW; ++c, o += y_col) {
-            LK_OPAQUE(o);
-            vstream(o, acc[c]);
-          }
-        else
-#pragma GCC unroll 16
-          for (int c = 0; c < TW; ++c, o += y_col) {
-            LK_OPAQUE(o);
-            vstore(o, acc[c]);
-          }
-      }
-    }
-  }
-}
 
 inline i64 direct_kernel(const Params& p) {
   i64 k = 0;
@@ -115,14 +26,19 @@ inline int direct_tile(i64 kernel, i64 w) {
   if (kVecBytes < 64) return 0;
   if (kernel == 5 && w >= 7 && w % 8 != 1) return w % 8 && w % 7 == 0 ? 7 : 8;
   if (kernel != 7) return 0;
-  if (w == 7 || w == 8) return static_cast<int>(w);
-  return w % 16 == 0 ? 16 : w % 14 == 0 ? 14 : 0;
+  return w == 7 ? 7 : w % 16 == 0 ? 16 : w % 14 == 0 ? 14 : 0;
+}
+
+// Rows of 7x7 outputs go by two where that was measured to be faster: rows are walked whole, so that no pixel comes
+// from far twice, and longer ones leave the second-level cache before they are met again.
+inline bool by_pairs(const Params& p) {
+  return kVecBytes == 64 && direct_kernel(p) == 7 && p.w % kPairTile == 0 && (p.w == 8 || p.w * p.c * 4 <= kPairRow);
 }
 
 inline bool goes_direct(const Params& p, bool input) {
   const Strides &in = input ? p.y : p.x, &out = input ? p.x : p.y;
   if (p.layout != Layout::nhwc || p.stride_h != 1 || p.stride_w != 1 || p.c % kLanes<float> != 0 || p.n <= 0 ||
-      p.h <= 0 || in.c != 1 || out.c != 1 || !direct_tile(direct_kernel(p), p.w) ||
+      p.h <= 0 || in.c != 1 || out.c != 1 || !(by_pairs(p) || direct_tile(direct_kernel(p), p.w)) ||
       (p.num_branches > 1 && p.combine != Combine::add))
     return false;
   for (i64 m = 0; m < p.num_branches; ++m) {
@@ -133,7 +49,8 @@ inline bool goes_direct(const Params& p, bool input) {
 }
 
 // Kernels of V channels, summed over the branches: what sums start from, then taps.
-inline void direct_pack(const Params& p, const float* w, const float* bias, bool input, i64 kernel, i64 c, float* to) {
+inline void direct_pack(const Params& p, const float* w, const float* bias, bool input, i64 kernel, bool pairs, i64 c,
+                        float* to) {
   constexpr int V = kLanes<float>;
   vstore(to, bias ? vload(bias + c) : Vec<float>{});
   to += V;
@@ -163,6 +80,7 @@ inline void direct_pack(const Params& p, const float* w, const float* bias, bool
       }
     }
   }
+  if (pairs) pair_pack(to);
 }
 
 struct Direct {
@@ -171,6 +89,7 @@ struct Direct {
   float* y;
   Strides in, out;
   i64 kernel, blocks, strips, tile, tiles, row_tiles;  // row_tiles: of a strip
+  bool pairs;                                          // of rows
   Rows rows;
 
   i64 units() const { return p.n * blocks * strips * (tiles / row_tiles); }
@@ -179,7 +98,8 @@ struct Direct {
     const i64 cuts = tiles / row_tiles, t = u % cuts, s = u / cuts % strips, b = u / cuts / strips % blocks,
               n = u / cuts / strips / blocks;
     const i64 vecs = p.c / V, v0 = vecs * b / blocks, v1 = vecs * (b + 1) / blocks;
-    const i64 i0 = p.h * s / strips, i1 = p.h * (s + 1) / strips, j0 = imin(t * tile, p.w - tile);
+    const i64 step = pairs ? 2 : 1, steps = (p.h + step - 1) / step, i0 = steps * s / strips * step,
+              i1 = imin(p.h, steps * (s + 1) / strips * step), j0 = imin(t * tile, p.w - tile);
     return {x + n * in.n + i0 * in.h + j0 * in.w + v0 * V,
             w + v0 * rows.slots * V,
             y + n * out.n + i0 * out.h + j0 * out.w + v0 * V,
@@ -197,30 +117,31 @@ struct Direct {
       if constexpr (kVecBytes == 64) {
         if (kernel == 5)
           tile == 8 ? direct_strip<5, 8, false>(rows, s, next) : direct_strip<5, 7, false>(rows, s, next);
-        if (kernel == 7) sevens(s, next);
+        if (kernel == 7) pairs ? pair_strip(rows, s, next) : sevens(s, next);
       }
     }
   }
   void sevens(const Strip& s, const Strip& next) const {
     if (tile == 7) return direct_strip<7, 7, true>(rows, s, next);
-    if (tile == 8) return direct_strip<7, 8, true>(rows, s, next);
     if (tile == 14)
       return p.w == 14 ? direct_strip<7, 14, true>(rows, s, next) : direct_strip<7, 14, false>(rows, s, next);
-    p.w == 16 ? direct_strip<7, 16, true>(rows, s, next) : direct_strip<7, 16, false>(rows, s, next);
+    direct_strip<7, 16, false>(rows, s, next);
   }
 };
 
 inline int direct(const Params& p, const float* x, const float* w, const float* bias, float* y, bool input) {
   constexpr i64 V = kLanes<float>, kLine = 64 / sizeof(float);
-  const i64 kernel = direct_kernel(p), vecs = p.c / V, slots = kernel * kernel + 1;
-  const int threads = static_cast<double>(p.n) * p.h * p.w * p.c * (slots - 1) < kDirectTeam ? 1 : p.threads;
+  const i64 kernel = direct_kernel(p), vecs = p.c / V;
+  const bool pairs = by_pairs(p);
+  const i64 slots = (pairs ? kPairRows * kernel : kernel * kernel) + 1;
+  const int threads = static_cast<double>(p.n) * p.h * p.w * p.c * kernel * kernel < kDirectTeam ? 1 : p.threads;
   const Strides &in = input ? p.y : p.x, &out = input ? p.x : p.y;
   const bool lines = reinterpret_cast<std::uintptr_t>(y) % 64 == 0 && (out.w | out.h | out.n) % kLine == 0;
-  Direct d{p, x, nullptr, y, in, out, kernel, 0, 1, direct_tile(kernel, p.w), 0, 1, {}};
+  Direct d{p, x, nullptr, y, in, out, kernel, 0, 1, pairs ? kPairTile : direct_tile(kernel, p.w), 0, 1, pairs, {}};
   d.rows = {p.w, in.h, in.w, out.h, out.w, slots, kCanStream && lines && p.n * out.n * 4 >= kDirectPast};
   d.blocks = (p.c * 4 + kDirectBytes - 1) / kDirectBytes;
   d.tiles = (p.w + d.tile - 1) / d.tile;
-  if (p.w * p.c * 4 <= kDirectRow) d.row_tiles = d.tiles;
+  if (pairs || p.w * p.c * 4 <= kDirectRow) d.row_tiles = d.tiles;
   while (d.units() % threads && d.units() < 8 * threads && 2 * d.strips <= p.h) d.strips *= 2;
   float* const packed = static_cast<float*>(scratch(static_cast<std::size_t>(vecs * slots * V) * sizeof(float)));
   if (!packed) return out_of_memory;
@@ -228,7 +149,7 @@ inline int direct(const Params& p, const float* x, const float* w, const float* 
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
 #pragma omp for schedule(static)
-    for (i64 v = 0; v < vecs; ++v) direct_pack(p, w, bias, input, kernel, v * V, packed + v * slots * V);
+    for (i64 v = 0; v < vecs; ++v) direct_pack(p, w, bias, input, kernel, pairs, v * V, packed + v * slots * V);
 #pragma omp for schedule(static)
     for (int t = 0; t < threads; ++t) {
       d.work(d.units() * t / threads, d.units() * (t + 1) / threads);

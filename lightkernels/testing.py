@@ -327,8 +327,9 @@ def poisoned() -> Iterator[None]:
     def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def filled(*args: Any, **kwargs: Any) -> Tensor:
             t = function(*args, **kwargs)
-            with torch.no_grad():
-                _poison(t)
+            if type(t) is Tensor and not t.is_meta:  # others have no memory of their own
+                with torch.no_grad():
+                    _poison(t)
             return t
 
         return filled

@@ -1,5 +1,6 @@
 """Options, seeds, poisoned memory, the generated tests, and the tier that runs by default."""
 
+import gc
 import os
 import warnings
 import zlib
@@ -48,6 +49,12 @@ def pytest_generate_tests(metafunc):
         count = sum(c.target.backend == "reference" for c in checks)
         params.append(pytest.param(None, id=f"cuda-at-least-{count}", marks=pytest.mark.gpu))
     metafunc.parametrize("check", params)
+
+
+def pytest_collection_finish(session):
+    """Thousands of tests are no garbage, and are not looked through again and again."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -26,14 +26,12 @@ def target_of(package: str) -> Target:
 
 def run(kind: Kind, target: Target) -> str | None:
     """The first check of a kind that is red, or None."""
-    for case in kind.cases(target):
-        for dtype in kind.dtypes:
-            for layout in kind.layouts:
-                check = Check(kind, target, case, dtype, layout)
-                try:
-                    kind.check(target, case, dtype, layout, check.seed)
-                except (AssertionError, GradcheckError) as error:
-                    return f"{case.name}-{str(dtype).removeprefix('torch.')}-{layout}: {error}"
+    for case, dtype, layout in kind.forms(kind.cases(target)):
+        check = Check(kind, target, case, dtype, layout)
+        try:
+            kind.check(target, case, dtype, layout, check.seed)
+        except (AssertionError, GradcheckError) as error:
+            return f"{case.name}-{str(dtype).removeprefix('torch.')}-{layout}: {error}"
     return None
 
 
@@ -76,10 +74,8 @@ def test_right_kernel_is_green(package, name):
         kind = KINDS[name]
         if target.backend in BORROWED and not kind.backends(target.backend):
             pytest.skip("for native backends")
-        for case in kind.cases(target)[: 4 if name in few else 2]:
-            for dtype in kind.dtypes:
-                for layout in kind.layouts:
-                    kind.check(target, case, dtype, layout, 1)
+        for case, dtype, layout in kind.forms(kind.cases(target)[: 4 if name in few else 2]):
+            kind.check(target, case, dtype, layout, 1)
 
 
 def _fused(right, forward=None, backward=None):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models_helpers import undrawn
 
 from lightkernels.models import condensenet, count, create_model
 from lightkernels.nn import LearnedGroupConv2d, condense, set_condensation_progress
@@ -18,7 +19,7 @@ def network(c):
     own = {"hidden": c["fc_channel"], "head_reduction": c["last_se"]} if c["v2"] else {}
     if c["se_start"] < len(c["stages"]):
         own["se_from_block"] = c["se_start"]
-    with torch.device("meta"):
+    with undrawn():
         return condensenet(
             c["stages"],
             c["growth"],
@@ -100,7 +101,7 @@ def test_counts_are_the_closed_form(shape):
 )
 def test_names_are_those_networks(name, row):
     config = OURS[row]["config"]
-    with torch.device("meta"):
+    with undrawn():
         model = create_model(name, num_classes=config["classes"])
     # h-swish costs what ReLU costs, so the counts do not see it.
     found = count(model, (3, config["image"], config["image"]), "condensenet")

@@ -1,14 +1,12 @@
 """Every exact integer of the papers' networks: parameters, multiply-adds, the PydMobileNet paper's FLOPs."""
 
 import json
-from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
+from models_helpers import counted, measured, undrawn
 
 from lightkernels.models import (
-    count,
     create_model,
     dilated_mobilenetv2,
     mobilenetv2,
@@ -25,27 +23,9 @@ def golden(name):
     return json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
 
 
-@pytest.fixture(autouse=True)
-def on_meta():
-    with torch.device("meta"):
-        yield
-
-
-def params(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-@cache
-def _measured(name, classes, size, convention, options):
-    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
-        for draw in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "zeros_", "ones_"):
-            patch.setattr(torch.nn.init, draw, lambda t, *args, **kwargs: t)
-        model = create_model(name, num_classes=classes, **dict(options))
-    return count(model, size, convention)
-
-
-def measured(name, classes, size, convention="macs", **options):
-    return _measured(name, classes, size, convention, tuple(sorted(options.items())))
+def params(make, *args, **options):
+    with undrawn():
+        return sum(p.numel() for p in make(*args, **options).parameters())
 
 
 def fold_all(model):
@@ -63,7 +43,7 @@ def test_pydmobilenet(row, want):
     name = f"pydmobilenet_{want['mid']}_{want['depth']}_{round(100 * want['alpha']):03d}"
     built = measured(name, 10, SMALL)
     assert built.params == want["params_10"]
-    assert params(pydmobilenet(**shape, num_classes=100)) == want["params_100"]
+    assert params(pydmobilenet, **shape, num_classes=100) == want["params_100"]
     assert abs(built.params - float(want["printed_params"]) * 1e6) < 1000
     assert abs(built.ops / 1e6 - want["macs_millions"]) < 0.006
     assert built.ops == want.get("macs", built.ops)
@@ -75,15 +55,17 @@ def test_pydmobilenet(row, want):
     assert flops == want.get("flops", flops)
 
     if want["mid"] == "add":
-        folded = count(fold_all(pydmobilenet(**shape)), SMALL)
+        with undrawn():
+            model = fold_all(pydmobilenet(**shape))
+        folded = counted(model, SMALL)
         assert folded.params == want["folded_params"]
         assert abs(folded.ops / 1e6 - want["folded_macs_millions"]) < 0.006
         assert folded.ops == want.get("folded_macs", folded.ops)
 
 
 def test_pydmobilenet_read_as_its_table_2_has_other_parameters():
-    assert params(pydmobilenet(29, 0.25, "add", inner="in")) == 53664
-    assert params(pydmobilenet(56, 0.75, "concat", inner="in")) == 455656
+    assert params(pydmobilenet, 29, 0.25, "add", inner="in") == 53664
+    assert params(pydmobilenet, 56, 0.75, "concat", inner="in") == 455656
 
 
 @pytest.mark.parametrize(
@@ -109,34 +91,34 @@ SENSITIVITY = {
 def test_multiception_readings(reading):
     options, want = SENSITIVITY[reading]
     archs = ("resnet20", "resnet50", "senet56")
-    assert tuple(params(multiception_net(arch, **options)) for arch in archs) == want
+    assert tuple(params(multiception_net, arch, **options) for arch in archs) == want
 
 
 def test_se_reduction_16():
-    found = [params(multiception_net("senet56", conv, se_reduction=16)) for conv in ("standard", "multiception")]
+    found = [params(multiception_net, "senet56", conv, se_reduction=16) for conv in ("standard", "multiception")]
     assert found == [861818, 579482]
 
 
 @pytest.mark.parametrize(("pair", "want"), [((3, 5), 500858), ((3, 7), 509690), ((5, 7), 515578)])
 def test_kernel_sets_of_table_4(pair, want):
-    assert params(multiception_net("resnet50", kernels=(pair, pair, (3, 3)))) == want
+    assert params(multiception_net, "resnet50", kernels=(pair, pair, (3, 3))) == want
 
 
 def test_stride_at_the_depthwise_costs_less():
     """The multiply-adds of Multiception with its stride moved: 31.88, 85.00 and 95.64 million."""
     for arch, want in (("resnet20", 31.88), ("resnet50", 85.00), ("senet56", 95.64)):
-        model = multiception_net(arch)
+        with undrawn():
+            model = multiception_net(arch)
         for module in model.modules():
             if hasattr(module, "stride_at"):
                 module.depthwise.stride, module.pointwise.stride = module.pointwise.stride, module.depthwise.stride
-        assert abs(count(model, SMALL).ops / 1e6 - want) < 0.006
+        assert abs(counted(model, SMALL).ops / 1e6 - want) < 0.006
 
 
 @pytest.mark.parametrize("want", golden("nguyen"), ids=lambda want: "-".join(map(str, want.values())).replace(" ", ""))
 def test_dilated_mobilenetv2(want):
     shape = {"dilations": tuple(want["dilations"]), "split": want["split"], "width": want["width"]}
-    model = dilated_mobilenetv2(**shape, num_classes=want["num_classes"])
-    assert params(model) == want["params"]
+    assert params(dilated_mobilenetv2, **shape, num_classes=want["num_classes"]) == want["params"]
     if want["num_classes"] == 102 and "macs" in want:
         name = "dilated_mobilenetv2_split" if want["split"] else "dilated_mobilenetv2"
         options = {"width": "table3"} if want["width"] == "table3" else {}
@@ -147,9 +129,11 @@ def test_dilated_mobilenetv2(want):
 def test_mobilenetv2():
     found = measured("mobilenetv2", 1000, (3, 224, 224))
     assert (found.params, found.ops) == (3504872, 300774272)
-    found = count(mobilenetv2(102), (3, 224, 224))
+    with undrawn():
+        flowers, stl = mobilenetv2(102), mobilenetv2(10, stem_stride=1)
+    found = counted(flowers, (3, 224, 224))
     assert (found.params, round(found.ops / 1e6, 2)) == (2354534, 299.62)
-    found = count(mobilenetv2(10, stem_stride=1), (3, 96, 96))
+    found = counted(stl, (3, 96, 96))
     assert (found.params, round(found.ops / 1e6, 1)) == (2236682, 220.0)
 
 
@@ -161,7 +145,7 @@ def test_paper_rows(row):
     found = measured(row.model, row.num_classes, row.input_size, row.convention, **options)
     assert found.ops == row.ops
     if row.ops_options:
-        assert params(create_model(row.model, num_classes=row.num_classes, **row.options)) == row.params
+        assert params(create_model, row.model, num_classes=row.num_classes, **row.options) == row.params
     else:
         assert found.params == row.params
     assert (False in (row.params_agree, row.ops_agree)) == row.note.startswith("known")

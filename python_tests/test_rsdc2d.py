@@ -293,6 +293,7 @@ def test_taps_are_read_once_for_a_tensor_and_its_version(monkeypatch):
     taps[0, 0] = 7
     with pytest.raises(ValueError, match="no cell twice"):
         rsdc2d(X, W, taps, kernel_size=5)
+    gc.collect()
     known = len(sets._checked)
     del taps, reads[:]
     gc.collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -79,6 +80,20 @@ def _meta_copy(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(model, memo)
+
+
+def _norm_shape(norm: Any, x: Tensor) -> Tensor:
+    """A norm's output without values. PyTorch finds its shape by tracing the arithmetic, longer than all else takes."""
+    if x.dim() < 2 or x.shape[1] != norm.num_features:
+        raise ValueError("not as many channels as the norm has")
+    return torch.empty_like(x)
+
+
+def _shapes_only(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.forward = functools.partial(_norm_shape, module)  # type: ignore[method-assign]
+    return model
 
 
 class _Tally:
@@ -174,7 +189,7 @@ def count(model: nn.Module, input_size: tuple[int, int, int], convention: str = 
     found: tuple[int, int] | None = None
     # Whatever a network raises for want of values; what it raises for other reasons it raises again below.
     with contextlib.suppress(Exception):
-        found = _run(_meta_copy(model), torch.empty(1, *size, dtype=dtype, device="meta"), convention)
+        found = _run(_shapes_only(_meta_copy(model)), torch.empty(1, *size, dtype=dtype, device="meta"), convention)
     if found is None:
         device = parameters[0].device if parameters else torch.device("cpu")
         found = _run(copy.deepcopy(model), torch.zeros(1, *size, dtype=dtype, device=device), convention)

@@ -32,7 +32,7 @@ def call(function, sample: Sample) -> Tensor:
     return function(*sample.tensors())
 
 
-@THEME.kind(tag="core", layouts=BOTH, fused=3)
+@THEME.kind(tag="core", layouts=BOTH, turns=True, fused=3)
 def full_graph(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """One graph, forward and backward, bit for bit as eager."""
     sample = target.build(case, dtype, layout, seed)
@@ -53,7 +53,7 @@ def _resized(sample: Sample, n: int, h: int, w: int) -> Sample:
     )
 
 
-@THEME.kind(tag="core", first=3, layouts=BOTH, fused=1)
+@THEME.kind(tag="core", first=3, layouts=BOTH, turns=True, fused=1)
 def dynamic_sizes(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """One graph for every batch and image size: a second size must not compile again."""
     sample = target.build(case, dtype, layout, seed)
@@ -163,7 +163,7 @@ def exported(module: Module, x: Tensor, strict: bool, **options) -> torch.export
         return torch.export.export(module, (x,), strict=strict, **options)
 
 
-@THEME.kind(tag="core", layouts=BOTH, fused=2)
+@THEME.kind(tag="core", layouts=BOTH, turns=True, fused=2)
 def export(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Strict and not: the graph keeps one op, whatever backend traced it."""
     sample = target.build(case, dtype, layout, seed)
@@ -189,7 +189,7 @@ def export_dynamic(target: Target, case: Case, dtype: torch.dtype, layout: str, 
         assert_same_bits(program.module()(other.args[0]), target(other), f"size {n}, {h}, {w}")
 
 
-@THEME.kind(tag="core", layouts=BOTH, only=("reference",), fused=1)
+@THEME.kind(tag="core", layouts=BOTH, turns=True, only=("reference",), fused=1)
 def decomposed(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """The exported op decomposes to aten alone, for importers that know no other."""
     sample = target.build(case, dtype, layout, seed)
@@ -230,7 +230,7 @@ def op_arguments(target: Target, sample: Sample) -> dict[str, tuple]:
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
-@THEME.kind(tag="core", layouts=BOTH, fused=1)
+@THEME.kind(tag="core", layouts=BOTH, turns=True, fused=1)
 def opcheck(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Schema, fake, autograd registration and AOT dispatch of every op, with and without gradients."""
     sample = target.build(case, dtype, layout, seed)

@@ -20,7 +20,7 @@ def close(actual: Tensor, expected: Tensor, what: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11 * scale, msg=lambda text: f"{what}: {text}")
 
 
-@THEME.kind(tag="tiny", dtypes=DOUBLE, layouts=BOTH, fused=99)
+@THEME.kind(tag="tiny", dtypes=DOUBLE, layouts=BOTH, turns=True, fused=99)
 def numerical_gradient(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """gradcheck, backward and forward mode, batched gradients too."""
     # Of an operator that is not bilinear, forward mode and batches go through the definition on every backend.
@@ -65,7 +65,7 @@ def dual_upstream(target: Target, case: Case, dtype: torch.dtype, layout: str, s
         close(a, e, f"tangent of gradient {i}")
 
 
-@THEME.kind(tag="tiny", dtypes=DOUBLE, layouts=BOTH, fused=2)
+@THEME.kind(tag="tiny", dtypes=DOUBLE, layouts=BOTH, turns=True, fused=2)
 def numerical_second_order(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     if not target.op.bilinear and target.backend == "torch":
         return  # the definition's, as on "reference"

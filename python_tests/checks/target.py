@@ -130,10 +130,19 @@ class Kind:
     backends: Callable[[str], bool]
     marks: tuple[Any, ...]
     fused: int
+    turns: bool
 
     def cases(self, target: Target) -> list[Case]:
         found = [c for c in target.cases.CASES if "bench" not in c.tags and self.select(c)]
         return found if target.op.bilinear else found[: self.fused]
+
+    def forms(self, cases: list[Case]) -> Iterator[tuple[Case, torch.dtype, str]]:
+        """These cases in every dtype and layout; if layouts take turns, and there are enough cases, in one layout."""
+        for i, case in enumerate(cases):
+            one = self.turns and len(cases) >= len(self.layouts)
+            for dtype in self.dtypes:
+                for layout in [self.layouts[i % len(self.layouts)]] if one else self.layouts:
+                    yield case, dtype, layout
 
 
 @dataclass
@@ -158,11 +167,13 @@ class Theme:
         only: tuple[str, ...] = (),
         marks: tuple[Any, ...] = (),
         fused: int = 0,
+        turns: bool = False,
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Register a check: over cases of ``tag`` (else all but the bulky), ``first`` so many of them.
 
         ``native`` leaves out the backends that are made of PyTorch's own calls; ``only`` names the backends;
-        ``fused`` is how many cases of an operator that is not bilinear.
+        ``fused`` is how many cases of an operator that is not bilinear. ``turns``: layouts take turns over the cases.
+        That is for what knows a call as a schema and strides, and for what a quicker kind runs in every layout.
         """
 
         only = only or self.only
@@ -180,6 +191,7 @@ class Theme:
                 lambda backend: backend in only if only else not (native and backend in BORROWED),
                 marks,
                 fused,
+                turns,
             )
             if first is not None:
                 kind = _first(kind, first)
@@ -235,10 +247,8 @@ def generate(theme: Theme, where: list[Target]) -> Iterator[Check]:
         for target in where:
             if kind.backends(target.backend):
                 few = target.backend in BORROWED and (target.package, target.device) in elsewhere
-                for case in kind.cases(target)[: 1 if few else None]:
-                    for dtype in kind.dtypes:
-                        for layout in kind.layouts:
-                            yield Check(kind, target, case, dtype, layout)
+                for case, dtype, layout in kind.forms(kind.cases(target)[: 1 if few else None]):
+                    yield Check(kind, target, case, dtype, layout)
 
 
 @dataclass(frozen=True)

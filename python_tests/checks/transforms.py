@@ -30,7 +30,7 @@ def gradient(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: 
     both(target, sample, lambda f: vjp(f, *tensors)[1](f(*tensors).cos()))
 
 
-@THEME.kind(tag="core", dtypes=DOUBLE, layouts=BOTH, fused=99)
+@THEME.kind(tag="core", dtypes=DOUBLE, layouts=BOTH, turns=True, fused=99)
 def batches(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
     """vmap over x, each weight, bias, all and none but one; over a batch dimension that is not the first."""
     samples = [target.build(case, dtype, layout, seed + i).tensors() for i in range(BATCH)]

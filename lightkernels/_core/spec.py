@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
@@ -130,6 +131,37 @@ def layout_of(shape: Sequence[int], stride: Sequence[int]) -> Layout:
     middle = _true(h == 1) or _true(sh >= w * c)
     outer = _true(n == 1) or _true(sn >= h * w * c)
     return "nhwc" if inner and middle and outer else "nchw"
+
+
+class Maps:
+    """What follows from the sizes of a call on maps, NCHW or channels_last; the base of such operators' specs."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    dtype: torch.dtype
+    layout: Layout
+
+    @cached_property
+    def x_shape(self) -> tuple[int, ...]:
+        return (self.n, self.c, self.h, self.w)
+
+    @cached_property
+    def y_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    @cached_property
+    def y_stride(self) -> tuple[int, ...]:
+        return dense_stride(self.y_shape, self.layout)
+
+    @cached_property
+    def dense_x_stride(self) -> tuple[int, ...]:
+        return dense_stride(self.x_shape, self.layout)
+
+    @cached_property
+    def acc_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype is torch.float64 else torch.float32
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -12,20 +12,13 @@ from lightkernels._core import native
 from lightkernels.ops.condensed_conv2d import reference
 from lightkernels.ops.condensed_conv2d.spec import ACTIVATIONS, Inputs, Outputs, Spec
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+PLAN = "CondensedConv2dPlan"
 _threads = torch.get_num_threads
 _empty = torch.empty_strided
 
 
 def why_not(spec: Spec) -> str | None:
-    if spec.device != "cpu":
-        return f"the tensors are on {spec.device}, not on the CPU"
-    module, reason = native.load("_C", "CondensedConv2dPlan")
-    if module is None:
-        return reason
-    if spec.dtype not in _DTYPES:
-        return f"dtype {spec.dtype} is not supported"
-    return None
+    return native.why_not(spec, PLAN)
 
 
 def config_text(spec: Spec) -> str:
@@ -56,16 +49,13 @@ def plan_head(spec: Spec, stride: tuple[int, ...], nhwc: bool | None = None) -> 
     # From one pixel to the next, and from one channel to the next.
     pixel = (stride[3] if spec.w > 1 else stride[2]) if nhwc else 1
     sizes += [pixel, 1 if nhwc else stride[1]]
-    return [*sizes, int(nhwc), _DTYPES[spec.dtype], ACTIVATIONS.index(spec.activation)]
+    return [*sizes, int(nhwc), native.DTYPES[spec.dtype], ACTIVATIONS.index(spec.activation)]
 
 
 def _plan(spec: Spec, stride: tuple[int, ...], nhwc: bool) -> Any:
     plan = spec.cache.get((stride, nhwc))
     if plan is None:
-        module, reason = native.load("_C", "CondensedConv2dPlan")
-        if module is None:
-            raise RuntimeError(reason)
-        plan = spec.cache[stride, nhwc] = module.CondensedConv2dPlan(plan_head(spec, stride, nhwc))
+        plan = spec.cache[stride, nhwc] = native.plan_class(PLAN)(plan_head(spec, stride, nhwc))
     return plan
 
 

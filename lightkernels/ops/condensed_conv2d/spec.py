@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightkernels._core import backends
-from lightkernels._core.spec import Layout, TensorMeta, dense_stride, layout_of, require
+from lightkernels._core.spec import Layout, Maps, TensorMeta, layout_of, require
 
 NAME = "condensed_conv2d"
 ACTIVATIONS = ("relu", "hardswish")
@@ -36,7 +36,7 @@ class Outputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Maps):
     """One call; the index is data and comes with it."""
 
     n: int
@@ -100,24 +100,8 @@ class Spec:
         )
 
     @cached_property
-    def x_shape(self) -> tuple[int, ...]:
-        return (self.n, self.c, self.h, self.w)
-
-    @cached_property
     def y_shape(self) -> tuple[int, ...]:
         return (self.n, self.c_out, self.h, self.w)
-
-    @cached_property
-    def y_stride(self) -> tuple[int, ...]:
-        return dense_stride(self.y_shape, self.layout)
-
-    @cached_property
-    def dense_x_stride(self) -> tuple[int, ...]:
-        return dense_stride(self.x_shape, self.layout)
-
-    @cached_property
-    def acc_dtype(self) -> torch.dtype:
-        return torch.float64 if self.dtype is torch.float64 else torch.float32
 
     @cached_property
     def empty(self) -> bool:

@@ -16,19 +16,12 @@ from lightkernels.ops.mldn_block.spec import Inputs, Outputs
 if TYPE_CHECKING:
     from lightkernels.ops.mldn_block.spec import Spec
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
+PLAN = "MldnBlockPlan"
 _HALF = (torch.bfloat16, torch.float16)
 
 
 def why_not(spec: Spec) -> str | None:
-    if spec.device != "cpu":
-        return f"the tensors are on {spec.device}, not on the CPU"
-    module, reason = native.load("_C", "MldnBlockPlan")
-    if module is None:
-        return reason
-    if spec.dtype not in _DTYPES and spec.dtype not in _HALF:
-        return f"dtype {spec.dtype} is not supported"
-    return None
+    return native.why_not(spec, PLAN)
 
 
 def copies(spec: Spec) -> str | None:
@@ -44,16 +37,13 @@ def copies(spec: Spec) -> str | None:
 def _plan(spec: Spec, keep: bool) -> Any:
     plan = spec.cache.get(("native", keep, spec.dtype))
     if plan is None:
-        module, reason = native.load("_C", "MldnBlockPlan")
-        if module is None:
-            raise RuntimeError(reason)
         head = [spec.n, spec.c, spec.h, spec.w, spec.layers, spec.paths, spec.kappa, spec.mid, spec.groups]
         head += [spec.kernel_size, spec.taps, spec.sets, spec.index_groups, spec.condense_factor]
         head += [int(spec.batch_stats), int(keep), int(spec.layout == "nhwc"), spec.version]
-        head += [_DTYPES[spec.dtype]]
+        head += [native.DTYPES[spec.dtype]]
         table = [to for layer in spec.table() for to in layer]
         threshold = spec.threshold if spec.dropout > 0 else 0
-        plan = module.MldnBlockPlan(head, spec.eps, threshold, 1 / (1 - spec.dropout), table)
+        plan = native.plan_class(PLAN)(head, spec.eps, threshold, 1 / (1 - spec.dropout), table)
         spec.cache["native", keep, spec.dtype] = plan
     return plan
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightkernels._core.pairing import check_paths, destination
-from lightkernels._core.spec import Layout, TensorMeta, dense_stride, layout_of, require
+from lightkernels._core.spec import Layout, Maps, TensorMeta, layout_of, require
 from lightkernels._core.taps import check_count
 
 NAME = "mldn_block"
@@ -65,7 +65,7 @@ DIFFERENTIABLE = 8
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Maps):
     """One call. Per path: c_l channels enter layer l, kappa come out of it, ``mid`` in between."""
 
     n: int
@@ -267,24 +267,8 @@ class Spec:
     # Shapes, strides, dtypes.
 
     @cached_property
-    def acc_dtype(self) -> torch.dtype:
-        return torch.float64 if self.dtype is torch.float64 else torch.float32
-
-    @cached_property
-    def x_shape(self) -> tuple[int, ...]:
-        return (self.n, self.c, self.h, self.w)
-
-    @cached_property
     def y_shape(self) -> tuple[int, ...]:
         return (self.n, self.paths * self.widths[-1], self.h, self.w)
-
-    @cached_property
-    def y_stride(self) -> tuple[int, ...]:
-        return dense_stride(self.y_shape, self.layout)
-
-    @cached_property
-    def dense_x_stride(self) -> tuple[int, ...]:
-        return dense_stride(self.x_shape, self.layout)
 
     @cached_property
     def stats_shapes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightkernels._core import cuda_host
+from lightkernels._core.native import gradient
 from lightkernels._core.triton_host import guard
-from lightkernels.ops.multi_dwconv2d.native import gradient, plan_values, readable, x_copy
+from lightkernels.ops.multi_dwconv2d.native import plan_values, readable, x_copy
 
 if TYPE_CHECKING:
     from lightkernels.ops.multi_dwconv2d.op import Spec

@@ -8,26 +8,19 @@ import torch
 from torch import Tensor
 
 from lightkernels._core import native
-from lightkernels._core.spec import is_dense
+from lightkernels._core.native import gradient
 
 if TYPE_CHECKING:
     from lightkernels.ops.multi_dwconv2d.op import Spec
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+PLAN = "MultiDwconv2dPlan"
 _COMBINE = {"concat": 0, "add": 1, "cumulative": 2}
 TAKES_APART = True
 _threads = torch.get_num_threads
 
 
 def why_not(spec: Spec) -> str | None:
-    if spec.device != "cpu":
-        return f"the tensors are on {spec.device}, not on the CPU"
-    module, reason = native.load("_C", "MultiDwconv2dPlan")
-    if module is None:
-        return reason
-    if spec.dtype not in _DTYPES:
-        return f"dtype {spec.dtype} is not supported"
-    return None
+    return native.why_not(spec, PLAN)
 
 
 def readable(spec: Spec, stride: tuple[int, ...]) -> bool:
@@ -51,7 +44,7 @@ def x_copy(spec: Spec) -> tuple[int, ...] | None:
 def plan_values(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> tuple[list[Any], ...]:
     """What a native plan is made of; the same for every device."""
     head = [spec.n, spec.c, spec.h, spec.w, spec.ho, spec.wo, spec.c_out, *spec.stride]
-    head += [_COMBINE[spec.combine], int(spec.layout == "nhwc"), _DTYPES[spec.dtype]]
+    head += [_COMBINE[spec.combine], int(spec.layout == "nhwc"), native.DTYPES[spec.dtype]]
     return head, _unit(spec, x), _unit(spec, y), [list(row) for row in spec.rows()]
 
 
@@ -59,10 +52,7 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
     key = (x, y)
     plan = spec.cache.get(key)
     if plan is None:
-        module, reason = native.load("_C", "MultiDwconv2dPlan")
-        if module is None:
-            raise RuntimeError(reason)
-        plan = spec.cache[key] = module.MultiDwconv2dPlan(*plan_values(spec, x, y))
+        plan = spec.cache[key] = native.plan_class(PLAN)(*plan_values(spec, x, y))
     return plan
 
 
@@ -76,17 +66,6 @@ def _input(spec: Spec, x: Tensor) -> Tensor:
     if readable(spec, x.stride()):
         return x
     return x.new_empty_strided(spec.x_shape, spec.dense_x_stride).copy_(x)
-
-
-def gradient(spec: Spec, g: Tensor) -> Tensor:
-    """g, or a copy of it that kernels can read."""
-    stride = g.stride()
-    if stride == spec.y_stride or is_dense(g.shape, stride, spec.layout):
-        return g
-    unit = 1 if spec.layout == "nhwc" else 3
-    if stride[unit] == 1 and min(stride) > 0:
-        return g
-    return g.new_empty_strided(spec.y_shape, spec.y_stride).copy_(g)
 
 
 def _native(spec: Spec, kind: str, x: tuple[int, ...], y: tuple[int, ...], usual: tuple[int, ...]) -> Any:

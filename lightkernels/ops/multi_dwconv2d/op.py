@@ -14,10 +14,10 @@ from lightkernels._core import backends
 from lightkernels._core.op import BilinearOp
 from lightkernels._core.spec import (
     Layout,
+    Maps,
     Pair,
     TensorMeta,
     ceil_div,
-    dense_stride,
     fail_type,
     layout_of,
     message,
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Maps):
     """Shapes and values of one call; the packed weight is the branches' weights, flattened, one after another."""
 
     n: int
@@ -112,10 +112,6 @@ class Spec:
         )
 
     @cached_property
-    def x_shape(self) -> tuple[int, ...]:
-        return (self.n, self.c, self.h, self.w)
-
-    @cached_property
     def empty(self) -> bool:
         """Whether there is no input, and so no output, and only zeros as the weights' gradient."""
         return 0 in self.x_shape
@@ -123,14 +119,6 @@ class Spec:
     @cached_property
     def y_shape(self) -> tuple[int, ...]:
         return (self.n, self.c_out, self.ho, self.wo)
-
-    @cached_property
-    def y_stride(self) -> tuple[int, ...]:
-        return dense_stride(self.y_shape, self.layout)
-
-    @cached_property
-    def dense_x_stride(self) -> tuple[int, ...]:
-        return dense_stride(self.x_shape, self.layout)
 
     @cached_property
     def weight_shape(self) -> tuple[int, ...]:

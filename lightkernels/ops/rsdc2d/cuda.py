@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lightkernels._core import cuda_host
+from lightkernels._core.native import gradient
 from lightkernels._core.spec import dense_stride
 from lightkernels._core.triton_host import guard
-from lightkernels.ops.rsdc2d.native import gradient, plan_head, readable
+from lightkernels.ops.rsdc2d.native import plan_head, readable
 
 if TYPE_CHECKING:
     from lightkernels.ops.rsdc2d.op import Spec

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from lightkernels._core import native
-from lightkernels._core.spec import is_dense
+from lightkernels._core.native import gradient
 
 if TYPE_CHECKING:
     from lightkernels.ops.rsdc2d.op import Spec
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+PLAN = "Rsdc2dPlan"
 _threads = torch.get_num_threads
 _empty = torch.empty_strided
 _PASSES = ("fwd", "bwd_x", "bwd_w")
@@ -30,14 +30,7 @@ _WAYS = (
 
 
 def why_not(spec: Spec) -> str | None:
-    if spec.device != "cpu":
-        return f"the tensors are on {spec.device}, not on the CPU"
-    module, reason = native.load("_C", "Rsdc2dPlan")
-    if module is None:
-        return reason
-    if spec.dtype not in _DTYPES:
-        return f"dtype {spec.dtype} is not supported"
-    return None
+    return native.why_not(spec, PLAN)
 
 
 def readable(spec: Spec, stride: tuple[int, ...]) -> bool:
@@ -66,18 +59,14 @@ def plan_head(spec: Spec) -> list[int]:
     """All numbers of a plan but strides, in the order of csrc/bindings/rsdc2d_plan.h."""
     head = [spec.n, spec.c, spec.c_out, spec.h, spec.w, spec.ho, spec.wo, spec.kernel_size]
     head += [*spec.stride, *spec.padding, *spec.dilation, spec.groups, spec.taps, spec.sets]
-    return [*head, int(spec.layout == "nhwc"), _DTYPES[spec.dtype], int(spec.exact_nonfinite)]
+    return [*head, int(spec.layout == "nhwc"), native.DTYPES[spec.dtype], int(spec.exact_nonfinite)]
 
 
 def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
     key = (x, y)
     plan = spec.cache.get(key)
     if plan is None:
-        module, reason = native.load("_C", "Rsdc2dPlan")
-        if module is None:
-            raise RuntimeError(reason)
-        plan = module.Rsdc2dPlan(plan_head(spec), list(x), list(y))
-        spec.cache[key] = plan
+        plan = spec.cache[key] = native.plan_class(PLAN)(plan_head(spec), list(x), list(y))
     return plan
 
 
@@ -85,16 +74,6 @@ def _input(spec: Spec, x: Tensor) -> Tensor:
     if readable(spec, x.stride()):
         return x
     return x.new_empty_strided(spec.x_shape, spec.dense_x_stride).copy_(x)
-
-
-def gradient(spec: Spec, g: Tensor) -> Tensor:
-    stride = g.stride()
-    if stride == spec.y_stride or is_dense(g.shape, stride, spec.layout):
-        return g
-    unit = 1 if spec.layout == "nhwc" else 3
-    if stride[unit] == 1 and min(stride) > 0:
-        return g
-    return g.new_empty_strided(spec.y_shape, spec.y_stride).copy_(g)
 
 
 def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None, taps: Tensor) -> Tensor:

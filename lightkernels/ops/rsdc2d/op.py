@@ -13,9 +13,9 @@ from lightkernels._core import backends
 from lightkernels._core.op import BilinearOp
 from lightkernels._core.spec import (
     Layout,
+    Maps,
     Pair,
     TensorMeta,
-    dense_stride,
     fail_type,
     layout_of,
     message,
@@ -34,7 +34,7 @@ Scope = Literal["layer", "group", "filter"]
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Maps):
     """Shapes and values of one call; the cells themselves are data, int64 [sets, taps], and come with it."""
 
     n: int
@@ -127,20 +127,8 @@ class Spec:
         return "group" if self.sets == self.groups else "filter"
 
     @cached_property
-    def x_shape(self) -> tuple[int, ...]:
-        return (self.n, self.c, self.h, self.w)
-
-    @cached_property
     def y_shape(self) -> tuple[int, ...]:
         return (self.n, self.c_out, self.ho, self.wo)
-
-    @cached_property
-    def y_stride(self) -> tuple[int, ...]:
-        return dense_stride(self.y_shape, self.layout)
-
-    @cached_property
-    def dense_x_stride(self) -> tuple[int, ...]:
-        return dense_stride(self.x_shape, self.layout)
 
     @cached_property
     def weight_shape(self) -> tuple[int, ...]:

@@ -1,9 +1,7 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
 #include "channel_norm/mixed.h"
 #include "channel_norm/passes.h"
-
-#define LK_CAT2(a, b) a##b
-#define LK_CAT(a, b) LK_CAT2(a, b)
+#include "lk/entry.h"
 
 namespace {
 

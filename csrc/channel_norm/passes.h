@@ -1,6 +1,7 @@
 // What the passes over maps share: the order of the channels, the split among threads, running sums.
 #pragma once
 #include "channel_norm/params.h"
+#include "lk/sizes.h"
 #include "lk/vec.h"
 #if defined(_OPENMP)
 #include <omp.h>
@@ -15,8 +16,6 @@ using V = Vec<float>;
 constexpr i64 L = kLanes<float>;
 constexpr i64 kGrain = 1 << 16;  // elements below which no team of threads is opened
 constexpr i64 kFlush = 8192;     // elements that are summed in float32 before they go to float64, in L sums
-
-inline i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 
 inline double total(V v) {
   double sum = 0;

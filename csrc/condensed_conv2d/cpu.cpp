@@ -30,23 +30,18 @@ struct Run {
   }
 };
 
-#define LK_BY_DTYPE(NAME)                                                                                   \
-  int NAME(const Params& p, const void* a, const void* b, const void* scale, const void* shift, void* to) { \
-    if (!inside(p)) return bad_index;                                                                       \
-    switch (p.dtype) {                                                                                      \
-      case DType::f32:                                                                                      \
-        return Run<float>::NAME(p, a, b, scale, shift, to);                                                 \
-      case DType::f64:                                                                                      \
-        return Run<double>::NAME(p, a, b, scale, shift, to);                                                \
-      case DType::bf16:                                                                                     \
-        return Run<bf16>::NAME(p, a, b, scale, shift, to);                                                  \
-      case DType::f16:                                                                                      \
-        return Run<f16>::NAME(p, a, b, scale, shift, to);                                                   \
-    }                                                                                                       \
-    return unsupported;                                                                                     \
-  }
-LK_BY_DTYPE(fwd)
-LK_BY_DTYPE(bwd_w)
+int fwd(const Params& p, const void* x, const void* w, const void* scale, const void* shift, void* y) {
+  if (!inside(p)) return bad_index;
+#define LK_CALL(T) Run<T>::fwd(p, x, w, scale, shift, y)
+  LK_BY_DTYPE(LK_CALL);
+#undef LK_CALL
+}
+int bwd_w(const Params& p, const void* g, const void* x, const void* scale, const void* shift, void* gw) {
+  if (!inside(p)) return bad_index;
+#define LK_CALL(T) Run<T>::bwd_w(p, g, x, scale, shift, gw)
+  LK_BY_DTYPE(LK_CALL);
+#undef LK_CALL
+}
 
 }  // namespace
 

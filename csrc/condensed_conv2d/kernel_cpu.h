@@ -1,13 +1,11 @@
 // What both layouts share: sizes of tiles, the activation, memory.
 #pragma once
 #include "condensed_conv2d/params.h"
-#include "lk/vec.h"
+#include "lk/entry.h"
+#include "lk/sizes.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-
-#define LK_CAT2(a, b) a##b
-#define LK_CAT(a, b) LK_CAT2(a, b)
 
 namespace {
 namespace condensed {
@@ -16,9 +14,6 @@ using namespace lk;
 using namespace lk::condensed_conv2d;
 
 constexpr i64 kGrain = 32768;  // multiply-adds below which no team of threads is opened
-
-inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
-inline i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 
 inline int team(const Params& p, i64 items) {
   if (p.threads <= 1 || items <= 1 || p.n * p.pixels * p.co * p.picked <= kGrain) return 1;

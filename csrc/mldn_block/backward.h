@@ -286,7 +286,7 @@ template <class T>
 int backward(const Params& p, const Inputs& in, const Outputs& out, const Gradients& grad) {
   const Block block(p);
   Backward<T> job(block, in, out, grad);
-  return run(job, p.threads);
+  return run_team(job, p.threads);
 }
 
 }  // namespace mldn

@@ -1,5 +1,6 @@
 // How a dense block is cut: widths of layers, places in packed tensors, tiles, scratch memory.
 #pragma once
+#include "lk/job.h"
 #include "mldn_block/params.h"
 #include "rsdc2d/sparse_tile.h"
 
@@ -8,13 +9,8 @@ namespace mldn {
 
 using namespace lk;
 using namespace lk::mldn_block;
-using rsdc::Arena;
-using rsdc::ceil_div;
 using rsdc::clear;
 using rsdc::every;
-using rsdc::larger;
-using rsdc::round_up;
-using rsdc::smaller;
 
 constexpr int kRows = 4;  // channels of a tile
 #if defined(__AVX512F__)
@@ -74,34 +70,6 @@ struct Block {
 
 // Every other sweep over the batch goes backwards: what the one before it left in cache is met first.
 inline i64 back_and_forth(i64 sweep, i64 i, i64 n) { return sweep % 2 ? n - 1 - i : i; }
-
-// See rsdc::run_job: shared memory, memory of each thread, and a team whose members all call work().
-template <class Job>
-int run(Job& job, int threads) {
-  Arena count{nullptr, 0};
-  job.share(count);
-  const i64 shared = round_up(count.used, 4096);
-  count.used = 0;
-  job.own(count);
-  const i64 each = round_up(count.used, 4096);
-  char* const memory = static_cast<char*>(scratch(static_cast<std::size_t>(shared + each * threads)));
-  if (!memory) return out_of_memory;
-  Arena all{memory, 0};
-  job.share(all);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-#ifdef _OPENMP
-    const int me = omp_get_thread_num();
-#else
-    const int me = 0;
-#endif
-    Job mine = job;
-    Arena part{memory + shared + me * each, 0};
-    mine.own(part);
-    mine.work();
-  }
-  return ok;
-}
 
 }  // namespace mldn
 }  // namespace

@@ -1,9 +1,7 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
+#include "lk/entry.h"
 #include "mldn_block/backward.h"
 #include "mldn_block/infer.h"
-
-#define LK_CAT2(a, b) a##b
-#define LK_CAT(a, b) LK_CAT2(a, b)
 
 namespace {
 

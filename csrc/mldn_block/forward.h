@@ -235,7 +235,7 @@ template <class T>
 int forward(const Params& p, const Inputs& in, const Outputs& out) {
   const Block block(p);
   Forward<T> job(block, in, out);
-  return run(job, p.threads);
+  return run_team(job, p.threads);
 }
 
 }  // namespace mldn

@@ -220,7 +220,7 @@ template <class T>
 int infer(const Params& p, const Inputs& in, void* y) {
   const Block block(p);
   Infer<T> job(block, in, y);
-  return run(job, p.threads);
+  return run_team(job, p.threads);
 }
 
 }  // namespace mldn

@@ -1,12 +1,10 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
+#include "lk/entry.h"
 #include "multi_dwconv2d/kernel_cpu.h"
 #include "multi_dwconv2d/nchw_direct.h"
 #include "multi_dwconv2d/nchw_grad.h"
 #include "multi_dwconv2d/nhwc.h"
 #include "multi_dwconv2d/nhwc_direct.h"
-
-#define LK_CAT2(a, b) a##b
-#define LK_CAT(a, b) LK_CAT2(a, b)
 
 namespace {
 
@@ -50,19 +48,6 @@ int bwd_w_as(const Params& p, const void* g, const void* x, void* gw) {
   if (p.layout == Layout::nchw) return nchw::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
   return generic_bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
 }
-
-#define LK_BY_DTYPE(CALL)  \
-  switch (p.dtype) {       \
-    case DType::f32:       \
-      return CALL(float);  \
-    case DType::f64:       \
-      return CALL(double); \
-    case DType::bf16:      \
-      return CALL(bf16);   \
-    case DType::f16:       \
-      return CALL(f16);    \
-  }                        \
-  return unsupported
 
 int fwd(const Params& p, const void* x, const void* w, const void* b, void* y) {
 #define LK_CALL(T) fwd_as<T>(p, x, w, b, y)

@@ -1,4 +1,5 @@
 // Compiled once for each instruction set, with LK_ISA naming it.
+#include "lk/entry.h"
 #include "rsdc2d/dense.h"
 #include "rsdc2d/dense_grad.h"
 #include "rsdc2d/depthwise.h"
@@ -112,19 +113,6 @@ template <class T>
 T* out(void* v) {
   return static_cast<T*>(v);
 }
-
-#define LK_BY_DTYPE(CALL)  \
-  switch (p.dtype) {       \
-    case DType::f32:       \
-      return CALL(float);  \
-    case DType::f64:       \
-      return CALL(double); \
-    case DType::bf16:      \
-      return CALL(bf16);   \
-    case DType::f16:       \
-      return CALL(f16);    \
-  }                        \
-  return unsupported
 
 int fwd(const Params& p, const void* x, const void* w, const void* b, void* y) {
 #define LK_CALL(T) fwd_as<T>(p, in<T>(x), in<T>(w), in<T>(b), out<T>(y))

@@ -1,11 +1,9 @@
 // One channel a group: where a dense window costs little more than its taps, the depthwise kernels do it, with weights
 // that are zero but for the taps.
 #pragma once
+#include "lk/entry.h"
 #include "multi_dwconv2d/params.h"
 #include "rsdc2d/window.h"
-
-#define LK_CAT2(a, b) a##b
-#define LK_CAT(a, b) LK_CAT2(a, b)
 
 namespace lk::multi_dwconv2d {
 extern const Table LK_CAT(table_, LK_ISA);

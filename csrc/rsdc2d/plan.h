@@ -1,19 +1,10 @@
 // How a convolution with chosen taps is cut: grids of outputs, planes of inputs, what each tap reads, scratch memory.
 #pragma once
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
+#include "lk/job.h"
 #include "rsdc2d/kernel_cpu.h"
 
 namespace {
 namespace rsdc {
-
-constexpr i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
-constexpr i64 floor_div(i64 a, i64 b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
-constexpr i64 larger(i64 a, i64 b) { return a > b ? a : b; }
-constexpr i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
-constexpr i64 round_up(i64 a, i64 b) { return ceil_div(a, b) * b; }
 
 // Rows or columns. Every output of one phase meets its inputs at constant distances on a grid: forward, grid place i is
 // output i and reads place i + shift of the input's plane e mod stride; backward, the output (an input's gradient) of
@@ -109,46 +100,9 @@ inline bool mostly_zeros(const Params& p, bool backward) {
   return frame > 65536 + 32 * (p.h * p.w + p.ho * p.wo) || g.phases() > 4096;
 }
 
-// Pieces of one block of memory, each on its own cache lines. First counted, then given out.
-struct Arena {
-  char* base;
-  i64 used;
-  template <class E>
-  E* take(i64 n) {
-    E* at = reinterpret_cast<E*>(base + used);
-    used += round_up(n * static_cast<i64>(sizeof(E)), 64) + 64;
-    return base ? at : nullptr;
-  }
-};
-
-// A job has memory shared by its threads and memory of each; every thread of the team calls work() on its own copy,
-// where loops are shared among them.
 template <class Job>
 int run_job(Job& job, const Params& p) {
-  const int threads = parallel(p) ? p.threads : 1;
-  Arena count{nullptr, 0};
-  job.share(count);
-  const i64 shared = round_up(count.used, 4096);
-  count.used = 0;
-  job.own(count);
-  const i64 each = round_up(count.used, 4096);
-  char* const memory = static_cast<char*>(scratch(static_cast<std::size_t>(shared + each * threads)));
-  if (!memory) return out_of_memory;
-  Arena all{memory, 0};
-  job.share(all);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-#ifdef _OPENMP
-    const int me = omp_get_thread_num();
-#else
-    const int me = 0;
-#endif
-    Job mine = job;
-    Arena part{memory + shared + me * each, 0};
-    mine.own(part);
-    mine.work();
-  }
-  return ok;
+  return run_team(job, parallel(p) ? p.threads : 1);
 }
 
 }  // namespace rsdc

@@ -46,4 +46,9 @@ LK_DEVICE Place place(bool channels_last, i64 index, int c, int high, int wide) 
 
 inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
+// Of `count` things, how many each block takes if there are to be about so many blocks, at most `most`.
+inline i64 share(i64 count, i64 blocks, i64 most) {
+  return ceil_div(count, blocks < 1 ? 1 : blocks > most ? most : blocks);
+}
+
 }  // namespace lk::simt

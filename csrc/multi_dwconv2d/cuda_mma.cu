@@ -127,7 +127,7 @@ MmaTiles grad_tiles(const Params& p) {
     return x.exact() && g.exact() ? 2 * (x.numbers() + g.numbers()) : kShared + 1;
   });
   const i64 parts = kPrograms / p.c;
-  if (t.count) t.a_block = static_cast<int>(ceil_div(t.count, parts < 1 ? 1 : parts > t.count ? t.count : parts));
+  if (t.count) t.a_block = static_cast<int>(share(t.count, parts, t.count));
   return t;
 }
 

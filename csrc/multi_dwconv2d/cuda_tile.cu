@@ -126,7 +126,7 @@ bool fit_grad(const Params& p, TileGradArgs& a) {
   const i64 tiles = tiles_of(a.x), units = kNhwc ? ceil_div(p.c, kWarp) : p.c, parts = kPrograms / units;
   if (tiles > 0x7fffffff) return false;
   a.tiles = static_cast<int>(tiles);
-  a.tiles_a_block = static_cast<int>(ceil_div(tiles, parts < 1 ? 1 : parts > tiles ? tiles : parts));
+  a.tiles_a_block = static_cast<int>(share(tiles, parts, tiles));
   return true;
 }
 

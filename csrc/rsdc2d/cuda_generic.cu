@@ -1,3 +1,4 @@
+#include "lk/simt_entry.cuh"
 #include "rsdc2d/cuda_generic.cuh"
 #include "rsdc2d/cuda_launch.h"
 
@@ -38,40 +39,27 @@ int run_sum(const Params& p, void* stream, const void* work, i64 parts, void* gw
 
 }  // namespace
 
-#define LK_BY_DTYPE(run, ...)              \
-  switch (p.dtype) {                       \
-    case DType::f32:                       \
-      return run<float>(__VA_ARGS__);      \
-    case DType::f64:                       \
-      return run<double>(__VA_ARGS__);     \
-    case DType::bf16:                      \
-      return run<simt::bf16>(__VA_ARGS__); \
-    case DType::f16:                       \
-      return run<simt::f16>(__VA_ARGS__);  \
-  }                                        \
-  return kUnsupported;
-
 int generic_fwd(const Params& p, void* stream, const void* x, const void* w, const void* bias, void* y) {
-  LK_BY_DTYPE(run_fwd, p, stream, x, w, bias, y)
+  LK_BY_DTYPE(run_fwd, p, stream, x, w, bias, y);
 }
 
-int generic_bwd_x(const Params& p, void* stream, const void* g, const void* w,
-                  void* gx){LK_BY_DTYPE(run_bwd_x, p, stream, g, w, gx)}
+int generic_bwd_x(const Params& p, void* stream, const void* g, const void* w, void* gx) {
+  LK_BY_DTYPE(run_bwd_x, p, stream, g, w, gx);
+}
 
 i64 generic_parts(const Params& p) {
   using K = GenericBwdW<float>;
   const i64 rows = p.n * p.ho, most = ceil_div(rows, 4 * K::kWarps);
-  i64 parts = kPrograms / K::blocks(problem_of(p));
-  parts = parts < 1 ? 1 : parts > most ? most : parts;
-  return ceil_div(rows, ceil_div(rows, parts));
+  const i64 parts = kPrograms / K::blocks(problem_of(p));
+  return ceil_div(rows, share(rows, parts, most));
 }
 
 int generic_bwd_w(const Params& p, void* stream, const void* g, const void* x, void* work) {
-  LK_BY_DTYPE(run_bwd_w, p, stream, g, x, work)
+  LK_BY_DTYPE(run_bwd_w, p, stream, g, x, work);
 }
 
 int sum_parts(const Params& p, void* stream, const void* work, i64 parts, void* gw) {
-  LK_BY_DTYPE(run_sum, p, stream, work, parts, gw)
+  LK_BY_DTYPE(run_sum, p, stream, work, parts, gw);
 }
 
 }  // namespace lk::rsdc2d::cuda

@@ -1,3 +1,4 @@
+#include "lk/simt_entry.cuh"
 #include "rsdc2d/cuda_launch.h"
 #include "rsdc2d/cuda_product.cuh"
 
@@ -125,17 +126,7 @@ bool product_takes(const Params& p, Pass pass) {
 
 int product_conv(const Params& p, void* stream, bool back, const void* in, const void* w, const void* bias, void* work,
                  void* out) {
-  switch (p.dtype) {
-    case DType::f32:
-      return conv<float>(p, stream, back, in, w, bias, work, out);
-    case DType::f64:
-      return conv<double>(p, stream, back, in, w, bias, work, out);
-    case DType::bf16:
-      return conv<bf16>(p, stream, back, in, w, bias, work, out);
-    case DType::f16:
-      return conv<f16>(p, stream, back, in, w, bias, work, out);
-  }
-  return kUnsupported;
+  LK_BY_DTYPE(conv, p, stream, back, in, w, bias, work, out);
 }
 
 }  // namespace lk::rsdc2d::cuda

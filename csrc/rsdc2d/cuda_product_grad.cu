@@ -56,9 +56,8 @@ int by_filters(const Params& p, void* stream, const void* g, const void* x, void
 i64 product_parts(const Params& p) {
   const Tiles t = tiles_of(p);
   const i64 steps = ceil_div(p.n * p.ho * p.wo, kStepPixels), most = ceil_div(steps, 4);
-  i64 parts = kPrograms / (p.groups * t.filters * t.columns);
-  parts = parts < 1 ? 1 : parts > most ? most : parts;
-  return ceil_div(steps, ceil_div(steps, parts));
+  const i64 parts = kPrograms / (p.groups * t.filters * t.columns);
+  return ceil_div(steps, share(steps, parts, most));
 }
 
 int product_grad(const Params& p, void* stream, const void* g, const void* x, void* work) {

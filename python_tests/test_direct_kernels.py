@@ -81,28 +81,36 @@ def test_weights_anywhere(combine, dtype):
 
 
 @pytest.mark.parametrize("kernels", [(7,), (3, 5, 7)])
-@pytest.mark.parametrize("size", [*((h, 8) for h in range(1, 10)), (2, 24), (11, 16), (9, 32)])
-def test_rows_by_two(size, kernels):
+@pytest.mark.parametrize(
+    ("layout", "size"),
+    [
+        *((torch.channels_last, (h, 8)) for h in range(1, 10)),
+        *((torch.channels_last, size) for size in ((2, 24), (11, 16), (9, 32))),
+        *((torch.contiguous_format, size) for size in ((8, 9), (16, 14), (8, 16), (24, 24), (8, 40))),
+    ],
+)
+def test_rows_by_two(layout, size, kernels):
     """Any height, and 7x7 kernels whose rows share products: sums keep to the rounding of the definition."""
-    x = torch.randn(2, 32, *size).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 32, *size).contiguous(memory_format=layout)
     weights, bias = [torch.randn(32, 1, k, k) for k in kernels], torch.randn(32)
     due = reference.forward(x.double(), [w.double() for w in weights], bias.double(), combine="add")
     y = multi_dwconv2d(x, weights, bias, combine="add", backend="cpu")
     assert (y - due).abs().max() <= 1e-5 * due.abs().max()
     x.requires_grad_()
-    g = torch.randn_like(due).float().contiguous(memory_format=torch.channels_last)
+    g = torch.randn_like(due).float().contiguous(memory_format=layout)
     mine = torch.autograd.grad(multi_dwconv2d(x, weights, combine="add", backend="cpu"), x, g)[0]
     flipped = [w.double().flip(2, 3) for w in weights]
     due = reference.forward(g.double(), flipped, combine="add")
     assert (mine - due).abs().max() <= 1e-5 * due.abs().max()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_what_is_not_finite_spreads_no_further_than_by_the_definition(value):
-    for row in range(9):
-        x = torch.randn(1, 16, 9, 16).contiguous(memory_format=torch.channels_last)
+def test_what_is_not_finite_spreads_no_further_than_by_the_definition(value, layout):
+    for row in range(16):
+        x = torch.randn(1, 16, 16, 16).contiguous(memory_format=layout)
         x[0, 3, row, 6] = value
-        due = torch.ones(1, 16, 9, 16, dtype=torch.bool)
+        due = torch.ones(1, 16, 16, 16, dtype=torch.bool)
         due[0, 3, max(row - 3, 0) : row + 4, 3:10] = False
         y = multi_dwconv2d(x, [torch.randn(16, 1, 7, 7)], backend="cpu")
         assert torch.equal(y.isfinite(), due)

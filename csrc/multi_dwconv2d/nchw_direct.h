@@ -5,6 +5,7 @@
 #include "multi_dwconv2d/nchw_band.h"
 #include "multi_dwconv2d/nchw_cut.h"
 #include "multi_dwconv2d/nchw_merge.h"
+#include "multi_dwconv2d/nchw_pairs.h"
 
 namespace {
 namespace nchw {
@@ -32,7 +33,7 @@ struct Direct {
   const float *x, *w, *bias;
   float* y;
   Strides from;
-  bool past;
+  bool past, pairs;  // pairs: of rows, weights packed for them
 
   // Rows wait here until they make whole lines; what the last vector of a row writes too much, the next row covers.
   i64 buffer_size() const { return (Lines::kFull + 16 * p.w + 2 * Lines::kLine + 15) / 16 * 16; }
@@ -49,6 +50,17 @@ struct Direct {
       if (p.w > L) band<K, TH, W, false>(b, 0, p.w - rest);
       band<K, TH, N, false>(b, larger(0, p.w - S), p.w);
     }
+  }
+
+  void pair_rows([[maybe_unused]] const Band& b) const {
+#if defined(__AVX512F__)
+    using W = Vector<float, kWide>;
+    using N = Vector<float, kNarrow>;
+    const i64 rest = p.w % 16;
+    if (rest == 0 || rest > 8) return pair_band<W>(b, 0, p.w);
+    pair_band<W>(b, 0, p.w - rest);
+    pair_band<N>(b, p.w - 8, p.w);
+#endif
   }
 
   // Whether what lies beside plane c of image n is x, too.
@@ -76,13 +88,15 @@ struct Direct {
   void planes(i64 first, i64 last, float* buffer) const {
     const i64 size = p.h * p.w, begin = past ? first : last - 1;  // where output begins to go through the buffer
     const i64 skip = past ? reinterpret_cast<std::uintptr_t>(y + begin * size) % 64 / 4 : 0;
-    const int tall = p.w > lanes<Vector<float, kNarrow>, float> ? tall_band<K>(p.h) : 0;
+    const bool by_two = K == 7 && pairs;
+    const i64 taps = by_two ? kPairTaps : K * K;
+    const int tall = !by_two && p.w > lanes<Vector<float, kNarrow>, float> ? tall_band<K>(p.h) : 0;
     Lines out{buffer, y + begin * size - skip, skip, past};
     i64 done = skip;  // in the buffer, before this plane
     for (i64 q = first; q < last;) {
       const i64 n = q / p.c, c = q % p.c;
       Band b{x + n * from.n + c * from.c,
-             w + c * K * K,
+             w + c * taps,
              bias ? bias + c : nullptr,
              y + q * size,
              from.h,
@@ -94,7 +108,7 @@ struct Direct {
              0};
       const float* const plane = b.x;
       if constexpr (K != 5) {  // rare: for the sake of compile time
-        if (q < begin && whole() && inner(n, c)) {
+        if (q < begin && !by_two && whole() && inner(n, c)) {
           b.planes = smaller(begin - q, p.c - c);
           while (!inner(n, c + b.planes - 1)) --b.planes;
           whole_planes<K>(b);
@@ -111,7 +125,9 @@ struct Direct {
         b.y = (q < begin ? y + q * size : buffer + done) + i * p.w;
         b.above = i;
         b.below = p.h - i - height;
-        if (tall) {
+        if (by_two) {
+          pair_rows(b);
+        } else if (tall) {
           if constexpr (tall_band<K>(16) > 0) height == 16 ? rows<K, 16>(b) : rows<K, 14>(b);
         } else {
           height == 8 ? rows<K, 8>(b) : rows<K, 7>(b);
@@ -137,6 +153,9 @@ inline i64 widest(const Params& p) {
   return k;
 }
 
+// Measured: narrow planes lose by it. Bands tile a map, so that beyond each lie three rows or none.
+inline bool by_pairs(const Params& p) { return kVecBytes == 64 && widest(p) == 7 && p.h % 8 == 0 && p.w > 8; }
+
 inline bool goes_direct(const Params& p, bool input) {
   const Strides &in = input ? p.y : p.x, &out = input ? p.x : p.y;
   if (p.layout != Layout::nchw || p.stride_h != 1 || p.stride_w != 1 || p.h < 7 || p.w < 4 || p.n * p.c < p.threads ||
@@ -150,13 +169,15 @@ inline bool goes_direct(const Params& p, bool input) {
 }
 
 inline int direct(const Params& p, const float* x, const float* w, const float* bias, float* y, bool input) {
-  const bool as_given = p.num_branches == 1 && !input, fast = merges(p);
+  const bool as_given = p.num_branches == 1 && !input && !by_pairs(p), fast = merges(p);
   Plan plan;
   if (!as_given && !fast && !make_plan(plan, p, input ? Pass::input : Pass::forward)) return out_of_memory;
-  const i64 kernel = widest(p), taps = kernel * kernel, planes = p.n * p.c;
+  const i64 kernel = widest(p), area = kernel * kernel, planes = p.n * p.c;
   const int threads = team(p);
+  const bool pairs = by_pairs(p);
+  const i64 taps = pairs ? kPairTaps : area;
   const bool past = planes * p.h * p.w * 4 >= kPastDirect;
-  Direct job{p, x, w + p.branches[0].weight_start, bias, y, input ? p.y : p.x, past};
+  Direct job{p, x, w + p.branches[0].weight_start, bias, y, input ? p.y : p.x, past, pairs};
   const i64 packed = as_given ? 0 : ceil_div(p.c * taps, 16) * 16;
   float* const memory =
       static_cast<float*>(scratch(static_cast<std::size_t>(packed + threads * job.buffer_size()) * sizeof(float)));
@@ -166,8 +187,14 @@ inline int direct(const Params& p, const float* x, const float* w, const float* 
   {
     if (!as_given) {
 #pragma omp for schedule(static)
-      for (i64 c = 0; c < p.c; ++c)
-        fast ? merge(memory + c * taps, p, w, c, input) : pack(memory + c * taps, plan, p, w, c, input);
+      for (i64 c = 0; c < p.c; ++c) {
+        float kernel_taps[kPairTaps];
+        float* const to = pairs ? kernel_taps : memory + c * taps;
+        fast ? merge(to, p, w, c, input) : pack(to, plan, p, w, c, input);
+#if defined(__AVX512F__)
+        if (pairs) pair_taps(memory + c * taps, to);
+#endif
+      }
     }
 #pragma omp for schedule(static)
     for (int t = 0; t < threads; ++t)

@@ -6,7 +6,7 @@
 ResNet20 and SOP8 unless told. Weights and gates stay where they are, as their rates are zero, but all of a step runs:
 both passes, the price, both optimisers. The plain step is the faster one of NCHW and channels_last. Each draw of codes
 is one row: the least of the rounds for each way of running, in turn in one process. On a machine that others use, take
-processor time and one thread.
+processor time and one thread. "last" is the exact search of the network in channels_last.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from lightkernels.train.files import atomic_write
 # Settings of the search; "frozen" runs no neighbour.
 WAYS: dict[str, dict[str, Any]] = {
     "exact": {},
+    "last": {},
     "bfloat16": {"gate_dtype": "auto"},
     "turns": {"gate_every": 2},
     "both": {"gate_every": 2, "gate_dtype": "auto"},
@@ -72,11 +73,13 @@ def main() -> None:
     plain = models.create_model(options.model, num_classes=10)
     x, y = torch.randn(options.batch, 3, options.size, options.size), torch.randint(10, (options.batch,))
     net, plan = compress.reconstruct(plain, x[:1], options.operators)
-    searchers = {name: searcher(net, plan, changes) for name, changes in WAYS.items()}
-    found = searchers["exact"].selections
+    nets = {"nchw": net, "channels_last": copy.deepcopy(net).to(memory_format=torch.channels_last)}
+    layout_of = {name: "channels_last" if name == "last" else "nchw" for name in WAYS}
+    searchers = {name: searcher(nets[layout_of[name]], plan, changes) for name, changes in WAYS.items()}
+    found = [searchers["exact"].selections, searchers["last"].selections]
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     layouts = {"nchw": (plain, x), "channels_last": (last, x.contiguous(memory_format=torch.channels_last))}
-    sgd = {id(m): torch.optim.SGD(m.parameters(), 0.0, momentum=0.9) for m in (plain, last, net)}
+    sgd = {id(m): torch.optim.SGD(m.parameters(), 0.0, momentum=0.9) for m in (plain, last, *nets.values())}
 
     def train(layout: str) -> Callable[[], None]:
         model, images = layouts[layout]
@@ -89,11 +92,11 @@ def main() -> None:
         return step
 
     def search(name: str) -> Callable[[], None]:
-        one = searchers[name]
+        one, net, (_, images) = searchers[name], nets[layout_of[name]], layouts[layout_of[name]]
 
         def step() -> None:
             one.start_step()
-            loss = F.cross_entropy(net(x), y)
+            loss = F.cross_entropy(net(images), y)
             sgd[id(net)].zero_grad(), one.gate_optimizer.zero_grad()
             (loss + one.penalty()).backward()
             sgd[id(net)].step(), one.gate_optimizer.step()
@@ -108,15 +111,16 @@ def main() -> None:
         return (clock() - start) / steps
 
     rows = []
-    for codes in draws([s.names for s in found], options, [site.name for site in plan.sites]):
-        for selection, index in zip(found, codes, strict=True):
-            selection.set_index(index)
+    for codes in draws([s.names for s in found[0]], options, [site.name for site in plan.sites]):
+        for own in found:
+            for selection, index in zip(own, codes, strict=True):
+                selection.set_index(index)
         best: dict[str, float] = {}
         for _ in range(options.rounds):
             times = {layout: seconds(train(layout), 1) for layout in layouts}
             for name, changes in WAYS.items():
                 searchers[name].start_epoch(0)
-                for selection in found:
+                for selection in searchers[name].selections:
                     selection.frozen = name == "frozen"
                 times[name] = seconds(search(name), changes.get("gate_every", 1))
             best = {name: min(value, best.get(name, value)) for name, value in times.items()}

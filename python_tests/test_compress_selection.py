@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
+from lightkernels._core import native
 from lightkernels.compress import gate, operators
 from lightkernels.compress.operators import SETS, register_operator
 from lightkernels.compress.selection import Selection, selections, sync_codes
@@ -391,3 +392,17 @@ def test_float32_is_near_float64(stride):
                 torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3)
     for ours, theirs in zip(layer.buffers(), wide.buffers(), strict=True):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_maps_of_the_cpu_are_searched_in_planes():
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        layer = Selection(("N_3x3_4", "Sep_3x3", "N_3x3", "Fire"), 8, 8).to(memory_format=layout)
+        x = torch.randn(2, 8, 6, 8).contiguous(memory_format=layout).requires_grad_()
+        y = layer(x)
+        y.square().sum().backward()
+        found.append((y, x.grad, layer.alpha.grad))
+        assert y.is_contiguous() or native.load("_C")[0] is None
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

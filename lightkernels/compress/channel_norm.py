@@ -93,6 +93,16 @@ def _is_plain(z: Tensor) -> bool:
     return z.dtype is torch.float32 and z.is_cpu and z.is_contiguous() and z.numel() > 0
 
 
+def in_planes(x: Tensor) -> Tensor:
+    """A channels_last map of the CPU as the passes read it, in NCHW; anything else as it is.
+
+    A layer of the search takes about half of the time there: what follows in the network then stays in NCHW.
+    """
+    if not x.is_cpu or x.dtype is not torch.float32 or x.dim() != 4 or x.is_contiguous():
+        return x
+    return x if _native_kind(native.load("_C")[0]) is None else x.contiguous()
+
+
 def channel_norm(
     z: Tensor, act: Act = "none", groups: int = 1, norm: nn.BatchNorm2d | None = None, planes: int = 0
 ) -> Any:

@@ -13,6 +13,7 @@ from torch.autograd import Function
 
 from lightkernels._core.spec import fail_type, require
 from lightkernels.compress import gate
+from lightkernels.compress.channel_norm import in_planes
 from lightkernels.compress.operators import build_operator, kind_of
 from lightkernels.compress.operators_layers import DepthwiseConv2d
 from lightkernels.compress.operators_modules import Features, Gradient, Operator
@@ -207,6 +208,8 @@ class Selection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         index = self.index()
         branch = self.branches[index]
+        if isinstance(branch, Operator):
+            x = in_planes(x)
         learns = self.forced is None and not self.frozen and len(self.alpha) > 0 and self.alpha.requires_grad
         if not torch.is_grad_enabled():
             y: Tensor = branch(x)

@@ -85,25 +85,20 @@ struct PlaneGrad {
   // Images [n0, n1) of channel c, where they are. Some tiles ahead, cache lines are asked for.
   void direct_planes(i64 c, i64 n0, i64 n1) {
     const i64 e = list.index(g.set_of_channel(c, 0), 0), size = g.p.taps * V;
-    const DirectTile d{list.begin(e), list.end(e), g.src.h, g.dst.h, nullptr, 0, false, g.rows.in, g.cols.in};
-    TileWalk t(g.rows.grid, g.cols.grid), ahead = t;
-    i64 n = n0, soon = n0;
-    const auto advance = [](TileWalk& w, i64& image) {
-      w.advance();
-      image += w.at_first();
-    };
-    for (int k = 0; k < kTilesAhead; ++k) advance(ahead, soon);
-    while (n < n1) {
+    const DirectTile d{list.begin(e), list.end(e), g.src.h,   g.dst.h,  nullptr, 0,
+                       false,         g.rows.in,   g.cols.in, g.rows.lo};
+    TileWalk t(g.rows.grid, g.cols.grid, kTall, kShort);
+    for (i64 n = n0; n < n1;) {
       if (t.at_first()) clear(sums, size);
-      const i64 i = t.top(), j = t.left();
-      const T *const from = grad + offset(g.dst, n, c, i, j), *const plane = x + offset(g.src, n, c, 0, 0);
-      const T *const next = x + offset(g.src, soon, c, ahead.i, ahead.j), *const next_from =
-                                                                              grad +
-                                                                              offset(g.dst, soon, c, ahead.i, ahead.j);
-      t.tall ? direct_sums<kTall>(d, plane, i, j, from, t.i - i, t.j - j, sums, next, next_from)
-             : direct_sums<kShort>(d, plane, i, j, from, t.i - i, t.j - j, sums, next, next_from);
-      advance(ahead, soon);
-      advance(t, n);
+      const i64 i = t.top(), j = t.left(V), soon = smaller(n + 1, n1 - 1);
+      const T *const from = grad + offset(g.dst, n, c, 0, 0), *const plane = x + offset(g.src, n, c, 0, 0);
+      const T *const next = t.ahead(plane, x + offset(g.src, soon, c, 0, 0), g.src.h, g.rows.in),
+                     *const next_from = t.ahead(from, grad + offset(g.dst, soon, c, 0, 0), g.dst.h, g.rows.grid);
+      const T* const at = from + i * g.dst.h + j;
+      t.height == kTall ? direct_sums<kTall>(d, plane, i, j, at, t.i - i, t.j - j, sums, next, next_from)
+                        : direct_sums<kShort>(d, plane, i, j, at, t.i - i, t.j - j, sums, next, next_from);
+      t.advance();
+      n += t.at_first();
       if (t.at_first())
         for (i64 k = 0; k < size; k += V) vstore(long_sums + k, vload(long_sums + k) + vload(sums + k));
     }
@@ -151,7 +146,7 @@ struct PlaneGrad {
   }
 
   void work() {
-    find_units(g, list, stage.plane, stage.row);
+    find_units(g, list, stage.plane, in_place ? g.src.h : stage.row);
     stage.prepare(stage.data);
     clear(grads, flat);
 #pragma omp for schedule(static)

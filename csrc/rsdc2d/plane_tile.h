@@ -129,6 +129,32 @@ inline void find_units(const Plan& g, const UnitList& l, i64 plane, i64 row) {
 
 #define LK_UNIT_KINDS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
 
+// The rows of a tile. Past: past the caches, whole vectors only.
+template <class A, int TH, class V>
+LK_INLINE void store_rows(A* out, i64 row, const V (&acc)[TH], bool past) {
+  if constexpr (sizeof(V) == kVecBytes)
+    if (past) {
+#pragma GCC unroll 32
+      for (int r = 0; r < TH; ++r, out += row) vstream(out, acc[r]);
+      return;
+    }
+#pragma GCC unroll 32
+  for (int r = 0; r < TH; ++r, out += row) __builtin_memcpy(out, &acc[r], sizeof(V));
+}
+
+// Adds up each tap's chains of sums, a power of two of them.
+template <class A, int Taps, int Chains, class V>
+LK_INLINE void add_chains(A* sums, V (&acc)[Taps][Chains]) {
+#pragma GCC unroll 8
+  for (int t = 0; t < Taps; ++t, sums += kLanes<A>) {
+#pragma GCC unroll 4
+    for (int c = Chains / 2; c; c /= 2)
+#pragma GCC unroll 2
+      for (int i = 0; i < c; ++i) acc[t][i] += acc[t][i + c];
+    vstore(sums, vload(sums) + acc[t][0]);
+  }
+}
+
 template <class A>
 struct PlaneTile {
   const Unit *unit, *end;
@@ -175,13 +201,7 @@ __attribute__((noinline)) void plane_tile(const PlaneTile<A>& a, const A* x, A* 
 #undef LK_KIND
     }
   }
-  if (a.past) {
-#pragma GCC unroll 16
-    for (int r = 0; r < TH; ++r, out += a.out_row) vstream(out, acc[r]);
-  } else {
-#pragma GCC unroll 16
-    for (int r = 0; r < TH; ++r, out += a.out_row) vstore(out, acc[r]);
-  }
+  store_rows(out, a.out_row, acc, a.past);
 }
 
 // Rows of sums of products: g of TH rows at one vector of columns, with x of every tap.
@@ -215,14 +235,7 @@ LK_INLINE void plane_unit_sums(const Vec<A> (&g)[TH], const A* x, i64 row, A* su
       ++t;
     }
   }
-#pragma GCC unroll 8
-  for (int t = 0; t < taps; ++t) {
-#pragma GCC unroll 4
-    for (int c = chains / 2; c; c /= 2)
-#pragma GCC unroll 2
-      for (int i = 0; i < c; ++i) acc[t][i] += acc[t][i + c];
-    vstore(sums + t * V, vload(sums + t * V) + acc[t][0]);
-  }
+  add_chains(sums, acc);
 }
 
 template <class A, int TH>

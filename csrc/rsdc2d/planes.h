@@ -48,7 +48,7 @@ bool reads_in_place([[maybe_unused]] const Plan& g) {
   return __is_same(T, float) && g.phases() == 1 && g.planes() == 1 && g.src.w == 1 && g.dst.w == 1 &&
          g.src.h >= kReach && g.cols.in >= kReach && g.rows.grid >= kShort && g.cols.grid >= kLanes<float> &&
          g.rows.lo >= -kReach && g.cols.lo >= -kReach && g.rows.grid + g.rows.hi <= g.rows.in + kReach &&
-         g.cols.grid + g.cols.hi <= g.cols.in + kReach;
+         g.cols.grid + g.cols.hi <= g.cols.in + kReach && g.cols.hi <= kMostRight;
 #else
   return false;
 #endif
@@ -89,7 +89,7 @@ struct Planes {
         images(best_images(plan)),
         direct(kSame && plan.phases() == 1 && plan.dst.w == 1 && plan.cols.grid >= V),
         past(false),
-        in_place(direct && reads_in_place<T>(plan)),
+        in_place(direct && plan.rows.grid >= kTall && reads_in_place<T>(plan)),
         strip(in_place ? plan.rows.grid : tall_strip(plan)),
         strips(ceil_div(plan.rows.grid, strip)),
         flat((strip + kTall) * round_up(plan.cols.grid, V)),
@@ -104,7 +104,7 @@ struct Planes {
     const Strides& t = g.dst;
     if (kCanStream && __is_same(T, float) && g.phases() == 1 && g.p.n * t.n * 4 >= kPastPlanes)
       past = direct && reinterpret_cast<std::uintptr_t>(dst) % 64 == 0 && (t.n | t.c | t.h) % 16 == 0;
-    if (!past) images = 1;  // outputs that the caches keep are better written in their order
+    if (!past && !in_place) images = 1;  // outputs that the caches keep are better written in their order
   }
 
   static i64 best_images(const Plan& g) {
@@ -219,32 +219,28 @@ struct Planes {
   }
 
 #if defined(__AVX512F__)
-  // Planes [first, last), in the order of their pieces. Some tiles ahead, cache lines are asked for.
+  // Planes [first, last), in the order of their pieces.
   void direct_planes(i64 first, i64 last) {
-    Piece now = first_piece(first), soon = now;
-    TileWalk t(g.rows.grid, g.cols.grid), ahead = t;
-    const auto advance = [this](TileWalk& w, Piece& s) {
-      w.advance();
-      if (w.at_first()) s = next_piece(s);
-    };
-    for (int k = 0; k < kTilesAhead; ++k) advance(ahead, soon);
+    Piece now = first_piece(first), next = now;
+    TileWalk t(g.rows.grid, g.cols.grid, kHigh, kLow);
     DirectTile d{};
     for (i64 left = last - first; left > 0; left -= t.at_first()) {
-      if (!past && t.j == 0 && left > 1)
-        touch_rows(next_piece(now).from, g.src.h, t.i, smaller(t.i + (t.tall ? kTall : kShort), g.rows.in), g.cols.in);
       if (t.at_first()) {
+        now = next;
+        if (left > 1) next = next_piece(now);
         const PlaneTile<A> k = tile(now.c, 0);
-        d = {k.unit, k.end, g.src.h, g.dst.h, k.weights, k.init, past, g.rows.in, g.cols.in};
+        d = {k.unit, k.end, g.src.h, g.dst.h, k.weights, k.init, past, g.rows.in, g.cols.in, g.rows.lo};
       }
-      const i64 i = t.top(), j = t.left();
-      T* const to = map(now) + i * g.dst.h + j;
-      const T *const next = soon.from + ahead.i * g.src.h + ahead.j, *const next_to =
-                                                                         past ? next
-                                                                              : map(soon) + ahead.i * g.dst.h + ahead.j;
-      t.tall ? direct_tile<kTall>(d, now.from, i, j, to, next, next_to)
-             : direct_tile<kShort>(d, now.from, i, j, to, next, next_to);
-      advance(ahead, soon);
-      advance(t, now);
+      const bool high = t.height == kHigh, slim = high && !past && t.slim();
+      const i64 i = t.top(), j = t.left(slim ? kLanes<float> / 2 : kLanes<float>);
+      T *const map_now = map(now), *const to = map_now + i * g.dst.h + j;
+      const T* const soon = t.ahead(now.from, next.from, g.src.h, g.rows.in);
+      const T* const soon_to = past ? soon : t.ahead(map_now, map(next), g.dst.h, g.rows.grid);
+      const auto make = slim   ? direct_tile<kHigh, Slim<float>>
+                        : high ? direct_tile<kHigh, Vec<float>>
+                               : direct_tile<kLow, Vec<float>>;
+      make(d, now.from, i, j, to, soon, soon_to);
+      t.advance();
     }
   }
 #endif
@@ -293,7 +289,7 @@ struct Planes {
   }
 
   void work() {
-    find_units(g, list, stage.plane, stage.row);
+    find_units(g, list, stage.plane, in_place ? g.src.h : stage.row);
     for (A* const b : buffer) {
       if (!b) break;
       stage.prepare(b);

@@ -112,6 +112,22 @@ def test_depthwise_planes_that_bypass_the_caches(first):
     assert torch.equal(*(torch.autograd.grad(out, x, g)[0] for out in (y, truth)))
 
 
+@pytest.mark.parametrize(
+    ("size", "padding", "dilation", "count"),
+    [((56, 40), 2, 1, 9), ((29, 23), 2, 1, 25), ((61, 55), 0, 9, 9), ((40, 60), 0, (1, 11), 6)],
+)
+def test_depthwise_planes_of_all_tiles(size, padding, dilation, count):
+    """High and low tiles, narrow last columns, windows far to the right, many taps of a column, many images."""
+    pair = dilation if isinstance(dilation, tuple) else (dilation, dilation)
+    x = torch.randint(-8, 9, (11, 3, *size)).float().requires_grad_()
+    weight, taps, bias = torch.randint(-8, 9, (3, 1, count)).float(), sets.draw(3, count, 5), torch.randn(3).round()
+    y = rsdc2d(x, weight, taps, bias, kernel_size=5, padding=padding, dilation=dilation, groups=3)
+    truth = second_oracle(x, weight, taps, bias, 5, (1, 1), padding, pair, 3)
+    g = torch.randint(-8, 9, y.shape).float()
+    assert torch.equal(y, truth)
+    assert torch.equal(*(torch.autograd.grad(out, x, g)[0] for out in (y, truth)))
+
+
 @pytest.mark.parametrize("scope", [1, 2, 4])
 def test_a_batch_of_tap_sets(scope):
     """vmap over the taps, alone, with the weights, and under a gradient; an ensemble of models has its own sets."""

@@ -118,7 +118,7 @@ __attribute__((noinline)) void direct_tile(const DirectTile& a, const float* pla
 template <int Kind, int TH>
 LK_INLINE void direct_unit_sums(const Vec<float> (&g)[TH], const float* x, i64 row, float* sums, i64 first, i64 last,
                                 __mmask16 m) {
-  constexpr int depth = depth_of(Kind), taps = taps_of(Kind), end = TH + depth, V = kLanes<float>;
+  constexpr int depth = depth_of(Kind), taps = taps_of(Kind), end = TH + depth;
   constexpr int chains = taps == 1 ? 4 : 2;  // of sums, that keep the multiply-adds busy
   Vec<float> acc[taps][chains];
 #pragma GCC unroll 8

@@ -11,7 +11,8 @@ constexpr int kTall = 16, kShort = 8;  // rows of a tile
 #else
 constexpr int kTall = 8, kShort = 8;
 #endif
-constexpr int kDeep = 4;  // rows from the first tap of a unit to its last, at most
+constexpr int kDeep = 4;      // rows from the first tap of a unit to its last, at most
+constexpr int kUnitTaps = 3;  // of a unit, at most: more are rare, and tall tiles leave no registers for their weights
 
 // Taps of a column of the window: bit d - 1 of `kind` says that one lies d rows below the first, which reads at `at`.
 struct Unit {
@@ -101,7 +102,7 @@ struct UnitFinder {
           if (!left) break;
           i = __builtin_ctzll(left);
           d = line[i].by - first.by;
-          if (line[i].plane != first.plane || d > kDeep) break;
+          if (line[i].plane != first.plane || d > kDeep || taps_of(one.kind) == kUnitTaps) break;
         }
       }
     l.count[e] = units;
@@ -127,7 +128,7 @@ inline void find_units(const Plan& g, const UnitList& l, i64 plane, i64 row) {
   }
 }
 
-#define LK_UNIT_KINDS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+#define LK_UNIT_KINDS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(8) M(9) M(10) M(12)
 
 // The rows of a tile. Past: past the caches, whole vectors only.
 template <class A, int TH, class V>
@@ -214,7 +215,7 @@ struct PlaneSums {
 
 template <int Kind, int TH, class A>
 LK_INLINE void plane_unit_sums(const Vec<A> (&g)[TH], const A* x, i64 row, A* sums) {
-  constexpr int depth = depth_of(Kind), taps = taps_of(Kind), V = kLanes<A>;
+  constexpr int depth = depth_of(Kind), taps = taps_of(Kind);
   // Chains of sums, as many as keep the multiply-adds busy.
   constexpr int chains = taps == 1 ? 4 : taps == 2 || TH > 8 ? 2 : 1;
   Vec<A> acc[taps][chains];

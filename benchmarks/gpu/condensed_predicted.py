@@ -17,6 +17,7 @@ FLIGHT = 256 * 32
 # Blocks a multiprocessor, instructions of a warp's step (nchw, nhwc), and those of a tile's end (nchw, nhwc).
 HALF = {32: (3, (400, 480), (150, 420)), 64: (2, (460, 540), (230, 760))}
 PLAIN = (3, (620, 680), (60, 140))
+SHALLOW = 0.6  # of a step's instructions, where half of its depth is enough
 # Of the backward: the rate that its kernels reach, of the copy; columns of a tile; instructions of a warp's step and of
 # a tile's end, of a warp's step of the weight gradient, of a chunk collected; launches, those of the index's order too.
 RATE = 0.6
@@ -47,7 +48,10 @@ def _forward(group: CondensedGroup, name: str, copy: float, issue: float, tensor
     rate = min(copy, PROCESSORS * blocks * FLIGHT * picked / up(picked, depth) * OPEN / LATENCY)
     read, written = group.elements()
     traffic = size * (read / rate + written / copy)
-    instructions = 8 * 32 * (steps * step[last] + ends * end[last])
+    each_step = step[last] * (SHALLOW if picked <= depth // 2 else 1)
+    # Interleaved filters are written one by one, as many as the next power of two.
+    filled = min(width, 1 << (each - 1).bit_length()) / width if last and size == 2 else 1
+    instructions = 8 * 32 * (steps * each_step + ends * (end[0] + filled * (end[last] - end[0])))
     products = steps * depth * PIXELS * width if size == 2 else 0
     return margin * max(traffic, instructions / issue, products / tensor) + LAUNCH
 

@@ -29,9 +29,10 @@ struct ProductBack : ProductTile<T, kN_, true> {
   static constexpr int kThreads = 256, kBlocks = 2;
   using F = Pixels<T>;
   using Tile = ProductTile<T, kN_, true>;
-  using Tile::chunk, Tile::kChunks, Tile::kCopy, Tile::kDepth, Tile::kLeft, Tile::kM, Tile::kN, Tile::kStage,
-      Tile::kTensor, Tile::kUnits, Tile::kWarpM, Tile::kWarpN, Tile::kWeights, Tile::left_of, Tile::right_of, Tile::row;
-  using typename Tile::A, typename Tile::Chunk, typename Tile::Cursor, typename Tile::E, typename Tile::Sums;
+  using Tile::kChunks, Tile::kCopy, Tile::kDepth, Tile::kLeft, Tile::kM, Tile::kN, Tile::kStage, Tile::kTensor,
+      Tile::kUnits, Tile::kWarpM, Tile::kWarpN, Tile::kWeights, Tile::left_of, Tile::right_of;
+  using typename Tile::A, typename Tile::Chunk, typename Tile::Cursor, typename Tile::E, typename Tile::Mine,
+      typename Tile::Sums;
   using Args = BackArgs<T>;
   static constexpr int kWide = kM + Four<A>::kCount;  // of a column's sums
 
@@ -40,6 +41,8 @@ struct ProductBack : ProductTile<T, kN_, true> {
            2 * kM * static_cast<int>(sizeof(i64));
   }
 
+  static LK_DEVICE bool shallow(const Problem& p) { return p.each <= kDepth / 2; }
+
   struct Loader {
     Cursor at;
     Chunk raw[kUnits];
@@ -47,11 +50,13 @@ struct ProductBack : ProductTile<T, kN_, true> {
 
     LK_DEVICE void load(const Args& a, const i64* places) {
       const Problem& p = a.p;
+      const Mine mine{p.last, shallow(p)};
       LK_UNROLL for (int i = 0; i < kUnits; ++i) {
-        const int j = at.k + row(p.last, i);
+        if (!mine.has(i)) continue;
+        const int j = at.k + mine.row(i);
         const bool is = j < p.each;
         const i64 filter = is ? static_cast<i64>(j) * p.groups + at.group : 0;
-        raw[i] = F::load(a.g + filter * p.y.channel, places + chunk(p.last, i) * kCopy, is, p.y.vector);
+        raw[i] = F::load(a.g + filter * p.y.channel, places + mine.chunk(i) * kCopy, is, p.y.vector);
       }
       const int k = at.tile + tid() % kN, j = at.k + tid() / kN, step = kThreads / kN;
       const u32 entry = (static_cast<u32>(j) * p.groups + at.group) * p.picked + k;
@@ -63,8 +68,10 @@ struct ProductBack : ProductTile<T, kN_, true> {
     }
 
     LK_DEVICE void store(const Problem& p, E* stage) const {
-      LK_UNROLL for (int i = 0; i < kUnits; ++i) *
-          reinterpret_cast<Chunk*>(stage + left_of(row(p.last, i), chunk(p.last, i))) = raw[i];
+      const Mine mine{p.last, shallow(p)};
+      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
+        if (mine.has(i)) *reinterpret_cast<Chunk*>(stage + left_of(mine.row(i), mine.chunk(i))) = raw[i];
+      }
       LK_UNROLL for (int i = 0; i < kWeights; ++i) {
         const int item = tid() + i * kThreads;
         stage[kLeft + right_of(item % kN, item / kN)] = weight[i];
@@ -97,7 +104,7 @@ struct ProductBack : ProductTile<T, kN_, true> {
     for (int stage = 0; now.group < last; stage ^= 1) {
       const bool more = loader.at.group < last;
       if (more) loader.load(a, from + kM);
-      Tile::multiply_stage(stages + stage * kStage, sums);
+      Tile::multiply_stage(stages + stage * kStage, sums, shallow(p));
       if (now.k + kDepth >= p.each) {
         put(sums, out);
         sync();

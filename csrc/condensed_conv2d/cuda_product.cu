@@ -19,6 +19,7 @@ int run(const Params& call, void* stream, const void* x, const void* w, const vo
   a.y = static_cast<E*>(y);
   const i64 tiles = ceil_div(p.pixels, K::kM);
   spread(p, tiles, a.together, a.splits);
+  while (1 << a.bits < kN && 1 << a.bits < p.each) ++a.bits;
   return launch<K>(K::kTensor ? "mma_fwd" : "tile_fwd", {tiles * a.splits}, K::shared_bytes(), stream, a);
 }
 

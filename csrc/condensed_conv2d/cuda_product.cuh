@@ -16,6 +16,7 @@ struct ProductArgs {
   const Acc<T>*scale, *shift;
   E* y;
   int together, splits;  // groups of a block, blocks of the same pixels
+  int bits;              // of a filter's number in a tile
 };
 
 // A tile of so many pixels and columns, and its operands in shared memory. kBack: the right one is read by columns.
@@ -48,13 +49,20 @@ struct ProductTile : Pixels<T> {
       return n * kPitch + (k / kCopy ^ n / 2 % 4) * kCopy + k % kCopy;
   }
 
-  // Of two chunks that a thread puts into the left operand: the same of two channels (nchw), or two of one (nhwc).
-  static LK_DEVICE int row(bool last, int i) {
-    return last ? tid() % kDepth : tid() / kChunks + i * (kMembers / kChunks);
-  }
-  static LK_DEVICE int chunk(bool last, int i) {
-    return last ? tid() / kDepth + i * (kMembers / kDepth) : tid() % kChunks;
-  }
+  // The chunks that a thread puts into the left operand: the same of two channels (nchw), or two of one (nhwc); of a
+  // shallow product, whose depth is half a step's, one.
+  struct Mine {
+    bool last, shallow;
+    LK_DEVICE int row(int i) const {
+      if (!last) return tid() / kChunks + i * (kMembers / kChunks);
+      return tid() % (shallow ? kDepth / 2 : kDepth);
+    }
+    LK_DEVICE int chunk(int i) const {
+      if (!last) return tid() % kChunks;
+      return shallow ? tid() / (kDepth / 2) : tid() / kDepth + i * (kMembers / kDepth);
+    }
+    LK_DEVICE bool has(int i) const { return i == 0 || !shallow; }
+  };
 
   // A step: so much of the depth of a group, for a tile of its columns.
   struct Cursor {
@@ -79,16 +87,17 @@ struct ProductTile : Pixels<T> {
     }
   }
 
-  static LK_DEVICE void multiply_stage(const E* stage, Sums& sums) {
+  static LK_DEVICE void multiply_stage(const E* stage, Sums& sums, bool shallow) {
     if constexpr (kTensor)
-      multiply_tensor(stage, sums);
+      multiply_tensor(stage, sums, shallow);
     else
-      multiply_plain(stage, sums);
+      multiply_plain(stage, sums, shallow);
   }
 
-  static LK_DEVICE void multiply_plain(const E* stage, Sums& sums) {
+  static LK_DEVICE void multiply_plain(const E* stage, Sums& sums, bool shallow) {
     const int lane = tid() % kWarp, warp = tid() / kWarp;
     LK_UNROLL for (int k = 0; k < kDepth; ++k) {
+      if (k == kDepth / 2 && shallow) break;
       Chunk left[4 / kCopy], right[4 / kCopy];
       LK_UNROLL for (int i = 0; i < 4 / kCopy; ++i) {
         left[i] = *reinterpret_cast<const Chunk*>(stage + left_of(k, lane + i * kWarp));
@@ -101,10 +110,11 @@ struct ProductTile : Pixels<T> {
     }
   }
 
-  static LK_DEVICE void multiply_tensor(const u16* stage, Sums& sums) {
+  static LK_DEVICE void multiply_tensor(const u16* stage, Sums& sums, bool shallow) {
     const int lane = tid() % kWarp, warp = tid() / kWarp;
     const int m0 = warp / 2 * (kWarpM / 8), n0 = warp % 2 * kWarpN;
     LK_UNROLL for (int k = 0; k < kDepth; k += 16) {
+      if (k == kDepth / 2 && shallow) break;
       u32 left[kWarpM / 16][4], right[kWarpN / 16][4];
       const int l = k + lane % 8 + lane / 16 * 8;
       LK_UNROLL for (int i = 0; i < kWarpM / 16; ++i)
@@ -131,9 +141,10 @@ struct ProductFwd : ProductTile<T, kN_, false> {
   static constexpr int kThreads = 256, kBlocks = sizeof(T) == 8 || kN_ > 32 ? 2 : 3;
   using F = Pixels<T>;
   using Tile = ProductTile<T, kN_, false>;
-  using Tile::chunk, Tile::kChunks, Tile::kCopy, Tile::kDepth, Tile::kLeft, Tile::kM, Tile::kN, Tile::kStage,
-      Tile::kTensor, Tile::kUnits, Tile::kWarpM, Tile::kWarpN, Tile::kWeights, Tile::left_of, Tile::right_of, Tile::row;
-  using typename Tile::A, typename Tile::Chunk, typename Tile::Cursor, typename Tile::E, typename Tile::Sums;
+  using Tile::kChunks, Tile::kCopy, Tile::kDepth, Tile::kLeft, Tile::kM, Tile::kN, Tile::kStage, Tile::kTensor,
+      Tile::kUnits, Tile::kWarpM, Tile::kWarpN, Tile::kWeights, Tile::left_of, Tile::right_of;
+  using typename Tile::A, typename Tile::Chunk, typename Tile::Cursor, typename Tile::E, typename Tile::Mine,
+      typename Tile::Sums;
   using Args = ProductArgs<T>;
   static constexpr int kOut = kTensor ? kN * (kM + 8) : 0;
 
@@ -141,7 +152,9 @@ struct ProductFwd : ProductTile<T, kN_, false> {
     return (2 * kStage + kOut) * static_cast<int>(sizeof(E)) + 2 * kM * static_cast<int>(sizeof(i64));
   }
 
-  // What a thread reads in a step: two chunks of pixels and some weights. Channels are looked up a step before.
+  static LK_DEVICE bool shallow(const Problem& p) { return p.picked <= kDepth / 2; }
+
+  // What a thread reads in a step: chunks of pixels and some weights. Channels are looked up a step before.
   struct Loader {
     Cursor at;
     int last;  // the group after the block's
@@ -152,17 +165,21 @@ struct ProductFwd : ProductTile<T, kN_, false> {
 
     LK_DEVICE void look_up(const Args& a) {
       const Problem& p = a.p;
+      const Mine mine{p.last, shallow(p)};
       LK_UNROLL for (int i = 0; i < kUnits; ++i) {
-        const int k = at.k + row(p.last, i);
+        if (!mine.has(i)) continue;
+        const int k = at.k + mine.row(i);
         channel[i] = at.group < last && k < p.picked ? p.channel(at.group * p.picked + k) : -1;
       }
     }
 
     LK_DEVICE void load(const Args& a, const i64* places) {
       const Problem& p = a.p;
+      const Mine mine{p.last, shallow(p)};
       LK_UNROLL for (int i = 0; i < kUnits; ++i) {
-        const int q = channel[i], k = at.k + row(p.last, i), entry = at.group * p.picked + k;
-        raw[i] = F::load(a.x + (q >= 0 ? q * p.x.channel : 0), places + chunk(p.last, i) * kCopy, q >= 0, p.x.vector);
+        if (!mine.has(i)) continue;
+        const int q = channel[i], k = at.k + mine.row(i), entry = at.group * p.picked + k;
+        raw[i] = F::load(a.x + (q >= 0 ? q * p.x.channel : 0), places + mine.chunk(i) * kCopy, q >= 0, p.x.vector);
         scale[i] = k < p.picked ? a.scale[entry] : A(0);
         shift[i] = k < p.picked ? a.shift[entry] : A(0);
       }
@@ -177,14 +194,16 @@ struct ProductFwd : ProductTile<T, kN_, false> {
     }
 
     LK_DEVICE void store(const Problem& p, E* stage) const {
-      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
-        Chunk made{};
-        LK_UNROLL for (int e = 0; e < kCopy; ++e) made.put(e, activate(raw[i].get(e) * scale[i] + shift[i], p.hard));
-        *reinterpret_cast<Chunk*>(stage + left_of(row(p.last, i), chunk(p.last, i))) = made;
-      }
       LK_UNROLL for (int i = 0; i < kWeights; ++i) {
         const int item = tid() + i * kThreads;
         stage[kLeft + right_of(item / kDepth, item % kDepth)] = weight[i];
+      }
+      const Mine mine{p.last, shallow(p)};
+      LK_UNROLL for (int i = 0; i < kUnits; ++i) {
+        if (!mine.has(i)) continue;
+        Chunk made{};
+        LK_UNROLL for (int e = 0; e < kCopy; ++e) made.put(e, activate(raw[i].get(e) * scale[i] + shift[i], p.hard));
+        *reinterpret_cast<Chunk*>(stage + left_of(mine.row(i), mine.chunk(i))) = made;
       }
     }
   };
@@ -214,7 +233,7 @@ struct ProductFwd : ProductTile<T, kN_, false> {
     for (int stage = 0; now.group < loader.last; stage ^= 1) {
       const bool more = loader.at.group < loader.last;
       if (more) loader.load(a, from);
-      Tile::multiply_stage(stages + stage * kStage, sums);
+      Tile::multiply_stage(stages + stage * kStage, sums, shallow(p));
       if (now.k + kDepth >= p.picked) {
         if constexpr (kTensor)
           finish(a, sums, out, from + kM, now);
@@ -260,8 +279,8 @@ struct ProductFwd : ProductTile<T, kN_, false> {
     sync();
     const int real = p.each - now.tile;
     if (p.last) {
-      LK_ROLLED for (int item = tid(); item < kM * kN; item += kThreads) {
-        const int n = item % kN, m = item / kN;
+      LK_ROLLED for (int item = tid(); item < kM << a.bits; item += kThreads) {
+        const int n = item & ((1 << a.bits) - 1), m = item >> a.bits;
         if (n < real && places[m] >= 0) channel_of(a, now, n)[places[m]] = out[m * step_m + n];
       }
       return;

@@ -24,7 +24,7 @@ constexpr i64 kReach = 16;             // elements before and after a plane that
 // Bands this high read each row once a tap column; 0: lower ones do.
 template <int K>
 constexpr int tall_band(i64 h) {
-  return K < 7 || kVecBytes < 64 ? 0 : h % 16 == 0 ? 16 : h % 14 == 0 ? 14 : 0;
+  return K == 7 && kVecBytes == 64 && h % 14 == 0 ? 14 : 0;
 }
 
 // A kernel for every channel, packed; all maps dense, x in its rows.
@@ -79,7 +79,10 @@ struct Direct {
     using N = Vector<float, kNarrow>;
     if (p.h == 7) return band<K, 7, N, true>(b, 0, p.w);
     if (p.h == 8) return band<K, 8, N, true>(b, 0, p.w);
-    if constexpr (kWide > kNarrow) p.h == 14 ? band<K, 14, W, true>(b, 0, p.w) : band<K, 16, W, true>(b, 0, p.w);
+    if constexpr (kWide > kNarrow) {
+      if (p.h == 14) return band<K, 14, W, true>(b, 0, p.w);
+      if constexpr (K < 7) band<K, 16, W, true>(b, 0, p.w);  // of 7x7 kernels, such planes go by pairs
+    }
   }
 
   // Planes [first, last), counted over all images. What the last vector of a row writes too much, the next row or plane
@@ -128,7 +131,7 @@ struct Direct {
         if (by_two) {
           pair_rows(b);
         } else if (tall) {
-          if constexpr (tall_band<K>(16) > 0) height == 16 ? rows<K, 16>(b) : rows<K, 14>(b);
+          if constexpr (tall_band<K>(14) > 0) rows<K, 14>(b);
         } else {
           height == 8 ? rows<K, 8>(b) : rows<K, 7>(b);
         }

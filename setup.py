@@ -59,7 +59,7 @@ class CMakeBuild(build_ext):
 
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
-        configure += [f"-DLIGHTKERNELS_CUDA={cuda}"]
+        configure += [f"-DLIGHTKERNELS_CUDA={cuda}", f"-DLK_WARNINGS={'ON' if in_tree else 'OFF'}"]
         ninja = shutil.which("ninja")
         if ninja:
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]

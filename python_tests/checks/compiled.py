@@ -1,5 +1,6 @@
 """torch.compile, torch.export, opcheck: the graph holds one neutral op, and computes what eager does."""
 
+import io
 import shutil
 import warnings
 
@@ -189,21 +190,48 @@ def export_dynamic(target: Target, case: Case, dtype: torch.dtype, layout: str, 
         assert_same_bits(program.module()(other.args[0]), target(other), f"size {n}, {h}, {w}")
 
 
-@THEME.kind(tag="core", layouts=BOTH, turns=True, only=("reference",), fused=1)
-def decomposed(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
-    """The exported op decomposes to aten alone, for importers that know no other."""
-    sample = target.build(case, dtype, layout, seed)
+def _decomposed(target: Target, sample: Sample) -> torch.export.ExportedProgram:
     program = exported(Module(target, sample), sample.args[0], False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = torch.export.default_decompositions()
         table.update(target.op.decompositions())
-        program = program.run_decompositions(table)
+        return program.run_decompositions(table)
+
+
+@THEME.kind(tag="core", layouts=BOTH, turns=True, only=("reference",), fused=1)
+def decomposed(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """The exported op decomposes to aten alone, for importers that know no other."""
+    sample = target.build(case, dtype, layout, seed)
+    program = _decomposed(target, sample)
     foreign = {n for n in _names(program) if not n.startswith(("aten.", "<built-in function getitem>"))}
     if foreign:
         raise AssertionError(f"not aten: {sorted(foreign)}")
     truth = target.truth(sample.map(Tensor.double))
     assert_accurate(program.module()(sample.args[0]), truth, target.truth(sample), "decomposed program")
+
+
+@THEME.kind(tag="tiny", first=1, only=("reference",), fused=1)
+def onnx(target: Target, case: Case, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """What the exported op decomposes to is known to one such importer, and computes the same there."""
+    found = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    sample = target.build(case, dtype, layout, seed)
+    x, run = sample.args[0], _decomposed(target, sample).module()
+
+    class Plain(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return run(x)
+
+    file = io.BytesIO()
+    for parameter in run.parameters():
+        parameter.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that needs no other package is the old one, and says so
+        torch.onnx.export(Plain(), (x,), file, dynamo=False, input_names=["x"], opset_version=17)
+    (y,) = ReferenceEvaluator(found.load_from_string(file.getvalue())).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), target.truth(sample), rtol=1e-4, atol=1e-5)
 
 
 def floating(a) -> bool:

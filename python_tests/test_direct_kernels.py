@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightkernels import multi_dwconv2d
+from lightkernels import exact_nonfinite, multi_dwconv2d
 from lightkernels.ops.multi_dwconv2d import reference
 
 SIZES = ((7, 7), (8, 8), (9, 9), (14, 14), (16, 16), (16, 32), (28, 28), (5, 32), (5, 20))
@@ -114,3 +114,13 @@ def test_what_is_not_finite_spreads_no_further_than_by_the_definition(value, lay
         due[0, 3, max(row - 3, 0) : row + 4, 3:10] = False
         y = multi_dwconv2d(x, [torch.randn(16, 1, 7, 7)], backend="cpu")
         assert torch.equal(y.isfinite(), due)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (24, 32), (16, 12)])
+def test_products_can_be_kept_apart(size, layout):
+    x, weight = whole(2, 32, *size).contiguous(memory_format=layout), whole(32, 1, 7, 7).abs() + 1
+    with exact_nonfinite():
+        assert torch.equal(multi_dwconv2d(x, [weight], backend="cpu"), reference.forward(x, [weight]))
+        x[1, 3, 4, 6] = float("inf")
+        assert torch.equal(multi_dwconv2d(x, [weight], backend="cpu"), reference.forward(x, [weight]))

@@ -15,11 +15,8 @@ namespace lk::multi_dwconv2d {
 namespace {
 
 struct CudaPlan : Plan {
-  bool exact;
-  CudaPlan(const std::vector<i64>& head, const std::vector<i64>& x, const std::vector<i64>& y,
-           const std::vector<std::vector<i64>>& rows, bool exact)
-      : Plan(head, x, y, rows), exact(exact) {}
-  cuda::Options options(Address stream = 0) const { return {exact, reinterpret_cast<void*>(stream)}; }
+  using Plan::Plan;
+  cuda::Options options(Address stream = 0) const { return {p.exact, reinterpret_cast<void*>(stream)}; }
 };
 
 void* pointer(Address a) { return reinterpret_cast<void*>(a); }

@@ -45,7 +45,7 @@ void bind(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
   py::class_<Plan>(m, "MultiDwconv2dPlan")
       .def(py::init<const std::vector<i64>&, const std::vector<i64>&, const std::vector<i64>&,
-                    const std::vector<std::vector<i64>>&>())
+                    const std::vector<std::vector<i64>>&, bool>())
       .def(
           "fwd",
           [](const Plan& plan, Address x, Address w, Address b, Address y, int threads) {

@@ -14,7 +14,7 @@ struct Plan {
   // head: n c h w ho wo c_out stride_h stride_w combine layout dtype; x and y: strides n c h w;
   // rows: kernel dilation in_start out_start channels weight_start of each branch.
   Plan(const std::vector<i64>& head, const std::vector<i64>& x, const std::vector<i64>& y,
-       const std::vector<std::vector<i64>>& rows) {
+       const std::vector<std::vector<i64>>& rows, bool exact) {
     if (head.size() != 12 || x.size() != 4 || y.size() != 4)
       throw std::invalid_argument("Plan: wrong number of values");
     for (const auto& r : rows) {
@@ -37,7 +37,8 @@ struct Plan {
          static_cast<DType>(head[11]),
          static_cast<i64>(branches.size()),
          branches.data(),
-         1};
+         1,
+         exact};
   }
   Plan(const Plan&) = delete;
 };

@@ -69,9 +69,10 @@ struct Direct {
     return !kMasksSums || (at >= kReach && at + kReach <= (p.n - 1) * from.n + (p.c - 1) * from.c);
   }
   // Whether planes are a band each.
+  template <int K>
   bool whole() const {
     if (p.w <= lanes<Vector<float, kNarrow>, float>) return p.h == 7 || p.h == 8;
-    return kWide > kNarrow && p.w <= lanes<Vector<float, kWide>, float> && (p.h == 14 || p.h == 16);
+    return kWide > kNarrow && p.w <= lanes<Vector<float, kWide>, float> && (p.h == 14 || (K < 7 && p.h == 16));
   }
   template <int K>
   void whole_planes(const Band& b) const {
@@ -81,7 +82,7 @@ struct Direct {
     if (p.h == 8) return band<K, 8, N, true>(b, 0, p.w);
     if constexpr (kWide > kNarrow) {
       if (p.h == 14) return band<K, 14, W, true>(b, 0, p.w);
-      if constexpr (K < 7) band<K, 16, W, true>(b, 0, p.w);  // of 7x7 kernels, such planes go by pairs
+      if constexpr (K < 7) band<K, 16, W, true>(b, 0, p.w);
     }
   }
 
@@ -111,7 +112,7 @@ struct Direct {
              0};
       const float* const plane = b.x;
       if constexpr (K != 5) {  // rare: for the sake of compile time
-        if (q < begin && !by_two && whole() && inner(n, c)) {
+        if (q < begin && !by_two && whole<K>() && inner(n, c)) {
           b.planes = smaller(begin - q, p.c - c);
           while (!inner(n, c + b.planes - 1)) --b.planes;
           whole_planes<K>(b);
@@ -157,7 +158,9 @@ inline i64 widest(const Params& p) {
 }
 
 // Measured: narrow planes lose by it. Bands tile a map, so that beyond each lie three rows or none.
-inline bool by_pairs(const Params& p) { return kVecBytes == 64 && widest(p) == 7 && p.h % 8 == 0 && p.w > 8; }
+inline bool by_pairs(const Params& p) {
+  return kVecBytes == 64 && !p.exact && widest(p) == 7 && p.h % 8 == 0 && p.w > 8;
+}
 
 inline bool goes_direct(const Params& p, bool input) {
   const Strides &in = input ? p.y : p.x, &out = input ? p.x : p.y;

@@ -32,7 +32,8 @@ inline int direct_tile(i64 kernel, i64 w) {
 // Rows of 7x7 outputs go by two where that was measured to be faster: rows are walked whole, so that no pixel comes
 // from far twice, and longer ones leave the second-level cache before they are met again.
 inline bool by_pairs(const Params& p) {
-  return kVecBytes == 64 && direct_kernel(p) == 7 && p.w % kPairTile == 0 && (p.w == 8 || p.w * p.c * 4 <= kPairRow);
+  return kVecBytes == 64 && !p.exact && direct_kernel(p) == 7 && p.w % kPairTile == 0 &&
+         (p.w == 8 || p.w * p.c * 4 <= kPairRow);
 }
 
 inline bool goes_direct(const Params& p, bool input) {

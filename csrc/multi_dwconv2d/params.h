@@ -25,6 +25,7 @@ struct Params {
   i64 num_branches;
   const Branch* branches;
   int threads;
+  bool exact;  // only products of real taps, each by itself: what is infinite stays so
 };
 
 // Element offsets may exceed 2^31; every product is formed in 64 bits.

@@ -64,7 +64,7 @@ void lk_faulty(int which, float* out) {
 void* lk_plan(const i64* head, const i64* x, const i64* y, const i64* rows, i64 branches) {
   std::vector<std::vector<i64>> list;
   for (i64 m = 0; m < branches; ++m) list.emplace_back(rows + 6 * m, rows + 6 * m + 6);
-  return new Plan({head, head + 12}, {x, x + 4}, {y, y + 4}, list);
+  return new Plan({head, head + 12}, {x, x + 4}, {y, y + 4}, list, false);
 }
 
 void lk_free(void* plan) { delete static_cast<Plan*>(plan); }

@@ -48,7 +48,7 @@ def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:
     plan = spec.cache.get(key)
     if plan is None:
         make = cuda_host.module(PLAN).MultiDwconv2dPlan
-        plan = spec.cache[key] = make(*plan_values(spec, x, y), spec.exact_nonfinite)
+        plan = spec.cache[key] = make(*plan_values(spec, x, y))
     return plan
 
 

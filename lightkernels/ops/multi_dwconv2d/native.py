@@ -45,7 +45,7 @@ def plan_values(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> tuple[lis
     """What a native plan is made of; the same for every device."""
     head = [spec.n, spec.c, spec.h, spec.w, spec.ho, spec.wo, spec.c_out, *spec.stride]
     head += [_COMBINE[spec.combine], int(spec.layout == "nhwc"), native.DTYPES[spec.dtype]]
-    return head, _unit(spec, x), _unit(spec, y), [list(row) for row in spec.rows()]
+    return head, _unit(spec, x), _unit(spec, y), [list(row) for row in spec.rows()], spec.exact_nonfinite
 
 
 def _plan(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> Any:

@@ -41,7 +41,7 @@ def x_copy(spec: Spec) -> tuple[int, ...] | None:
     return None if readable(spec, spec.x_stride) else spec.dense_x_stride
 
 
-def plan_values(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> tuple[list[Any], ...]:
+def plan_values(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> tuple[Any, ...]:
     """What a native plan is made of; the same for every device."""
     head = [spec.n, spec.c, spec.h, spec.w, spec.ho, spec.wo, spec.c_out, *spec.stride]
     head += [_COMBINE[spec.combine], int(spec.layout == "nhwc"), native.DTYPES[spec.dtype]]

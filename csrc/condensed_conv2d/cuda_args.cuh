@@ -10,20 +10,6 @@ namespace lk::condensed_conv2d::cuda {
 
 using namespace lk::simt;
 
-// How numbers of a type lie in memory and in a tile.
-template <class T>
-struct Stored {
-  using type = T;
-};
-template <>
-struct Stored<bf16> {
-  using type = u16;
-};
-template <>
-struct Stored<f16> {
-  using type = u16;
-};
-
 // Of a tensor: elements from one image, pixel and channel to the next.
 struct Steps {
   i64 image, pixel, channel;

@@ -1,6 +1,7 @@
 #include "condensed_conv2d/cuda_back.cuh"
 #include "condensed_conv2d/cuda_grad.cuh"
 #include "condensed_conv2d/cuda_launch.h"
+#include "lk/simt_entry.cuh"
 
 namespace lk::condensed_conv2d::cuda {
 namespace {
@@ -14,8 +15,6 @@ constexpr i64 kPrograms = 1024;
 
 constexpr i64 kTile = 128;
 using Plain = ProductGrad<float>;
-
-i64 size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
 // How the work of a backward lies: what is picked, the parts of scale and shift, those of the weight.
 struct Room {
@@ -45,25 +44,32 @@ int sum(void* stream, const Acc<T>* part, void* out, void* second, i64 columns, 
   return launch<K>("sum_parts", {ceil_div(columns, kWarp)}, K::shared_bytes(), stream, a);
 }
 
-template <class T>
-int run_back(const Params& call, void* stream, const Given& t, const Taken& out, const Room& room) {
-  constexpr bool kHalf = sizeof(T) == 2;
-  using K = ProductBack<T, kHalf ? 64 : 32>;
+// What both products of a backward read.
+template <class K>
+typename K::Args given(const Params& call, const Given& t) {
   using E = typename K::E;
-  using A = Acc<T>;
   typename K::Args a{};
   Problem& p = a.p = problem_of(call);
   p.x.vector = aligned(p, p.x, t.x, sizeof(E));
   p.y.vector = aligned(p, p.y, t.g, sizeof(E));
   a.g = static_cast<const E*>(t.g);
   a.x = static_cast<const E*>(t.x);
-  a.w = static_cast<const E*>(t.w);
-  a.scale = static_cast<const A*>(t.scale);
-  a.shift = static_cast<const A*>(t.shift);
+  a.scale = static_cast<decltype(a.scale)>(t.scale);
+  a.shift = static_cast<decltype(a.shift)>(t.shift);
+  return a;
+}
+
+template <class T>
+int run_back(const Params& call, void* stream, const Given& t, const Taken& out, const Room& room) {
+  constexpr bool kHalf = sizeof(T) == 2;
+  using K = ProductBack<T, kHalf ? 64 : 32>;
+  using A = Acc<T>;
+  typename K::Args a = given<K>(call, t);
+  a.w = static_cast<const typename K::E*>(t.w);
   a.picked = static_cast<A*>(t.work);
   a.part = a.picked + room.picked();
   a.pitch = room.pitch;
-  spread(p, room.tiles, a.together, a.splits);
+  spread(a.p, room.tiles, a.together, a.splits);
   if (const int error =
           launch<K>(kHalf ? "mma_back" : "tile_back", {room.tiles * a.splits}, K::shared_bytes(), stream, a))
     return error;
@@ -90,21 +96,12 @@ int run_collect(const Params& call, void* stream, const Given& t, const Taken& o
 template <class T>
 int run_weight(const Params& call, void* stream, const Given& t, const Taken& out, const Room& room) {
   using K = ProductGrad<T>;
-  using E = typename K::E;
-  using A = Acc<T>;
-  typename K::Args a{};
-  Problem& p = a.p = problem_of(call);
-  p.x.vector = aligned(p, p.x, t.x, sizeof(E));
-  p.y.vector = aligned(p, p.y, t.g, sizeof(E));
-  a.g = static_cast<const E*>(t.g);
-  a.x = static_cast<const E*>(t.x);
-  a.scale = static_cast<const A*>(t.scale);
-  a.shift = static_cast<const A*>(t.shift);
-  a.part = static_cast<A*>(t.work) + room.picked() + room.norms();
+  typename K::Args a = given<K>(call, t);
+  a.part = static_cast<Acc<T>*>(t.work) + room.picked() + room.norms();
   a.weights = room.weights;
   a.a_part = room.a_part;
-  a.rows = static_cast<int>(ceil_div(p.each, K::kTile));
-  a.columns = static_cast<int>(ceil_div(p.picked, K::kTile));
+  a.rows = static_cast<int>(ceil_div(a.p.each, K::kTile));
+  a.columns = static_cast<int>(ceil_div(a.p.picked, K::kTile));
   const Grid grid{room.blocks, static_cast<int>(room.parts)};
   if (const int error = launch<K>(K::kTensor ? "mma_grad" : "tile_grad", grid, K::shared_bytes(), stream, a))
     return error;
@@ -126,18 +123,6 @@ i64 work_size(const Params& p) {
   return (room.picked() + room.norms() + room.parts * room.weights) * (p.dtype == DType::f64 ? 8 : 4);
 }
 
-int bwd(const Params& p, void* stream, const Given& t, const Taken& out) {
-  switch (p.dtype) {
-    case DType::f32:
-      return run<float>(p, stream, t, out);
-    case DType::f64:
-      return run<double>(p, stream, t, out);
-    case DType::bf16:
-      return run<bf16>(p, stream, t, out);
-    case DType::f16:
-      return run<f16>(p, stream, t, out);
-  }
-  return kUnsupported;
-}
+int bwd(const Params& p, void* stream, const Given& t, const Taken& out) { LK_BY_DTYPE(run, p, stream, t, out); }
 
 }  // namespace lk::condensed_conv2d::cuda

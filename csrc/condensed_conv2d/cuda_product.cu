@@ -1,5 +1,6 @@
 #include "condensed_conv2d/cuda_launch.h"
 #include "condensed_conv2d/cuda_product.cuh"
+#include "lk/simt_entry.cuh"
 
 namespace lk::condensed_conv2d::cuda {
 namespace {
@@ -27,24 +28,15 @@ int run(const Params& call, void* stream, const void* x, const void* w, const vo
 template <class T>
 int by_filters(const Params& p, void* stream, const void* x, const void* w, const void* scale, const void* shift,
                void* y) {
-  return p.co / p.groups > 32 ? run<T, 64>(p, stream, x, w, scale, shift, y)
-                              : run<T, 32>(p, stream, x, w, scale, shift, y);
+  if constexpr (sizeof(T) == 2)
+    if (p.co / p.groups > 32) return run<T, 64>(p, stream, x, w, scale, shift, y);
+  return run<T, 32>(p, stream, x, w, scale, shift, y);
 }
 
 }  // namespace
 
 int fwd(const Params& p, void* stream, const void* x, const void* w, const void* scale, const void* shift, void* y) {
-  switch (p.dtype) {
-    case DType::f32:
-      return run<float, 32>(p, stream, x, w, scale, shift, y);
-    case DType::f64:
-      return run<double, 32>(p, stream, x, w, scale, shift, y);
-    case DType::bf16:
-      return by_filters<bf16>(p, stream, x, w, scale, shift, y);
-    case DType::f16:
-      return by_filters<f16>(p, stream, x, w, scale, shift, y);
-  }
-  return kUnsupported;
+  LK_BY_DTYPE(by_filters, p, stream, x, w, scale, shift, y);
 }
 
 }  // namespace lk::condensed_conv2d::cuda

@@ -31,6 +31,20 @@ struct AccOf<double> {
 template <class T>
 using Acc = typename AccOf<T>::type;
 
+// How numbers of a type lie in memory and in a tile.
+template <class T>
+struct Stored {
+  using type = T;
+};
+template <>
+struct Stored<bf16> {
+  using type = u16;
+};
+template <>
+struct Stored<f16> {
+  using type = u16;
+};
+
 struct alignas(16) Quad {
   float v[4];
 };

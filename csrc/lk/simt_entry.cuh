@@ -1,6 +1,12 @@
-// How an operator's launchers find the function of a dtype.
+// How an operator's launchers find a dtype's bytes and its function.
 #pragma once
 #include "lk/simt.cuh"
+
+namespace lk {
+
+inline i64 size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
+}  // namespace lk
 
 // Returns run<T>(...) for the element type of p.
 #define LK_BY_DTYPE(run, ...)                  \

@@ -14,8 +14,6 @@ constexpr i64 kFill = 2;
 constexpr i64 kFill = 264;
 #endif
 
-i64 size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
-
 // Whether pixels lie channels last, each at an address of 16 bytes.
 bool aligned(const Params& p, const Strides& s) { return s.c == 1 && ((s.n | s.h | s.w) * size_of(p.dtype)) % 16 == 0; }
 

@@ -14,19 +14,6 @@ constexpr int kTogether = 4;          // blocks of channels, 128 bytes, whose ta
 constexpr int kSize = 1 << 29;        // sizes and reach stay below it,
 constexpr int kNowhere = -2 * kSize;  // so that this is outside whatever is added
 
-// How numbers of a type lie in memory and in a tile.
-template <class T>
-struct Stored {
-  using type = T;
-};
-template <>
-struct Stored<bf16> {
-  using type = u16;
-};
-template <>
-struct Stored<f16> {
-  using type = u16;
-};
 template <class T>
 struct Form {
   using E = typename Stored<T>::type;

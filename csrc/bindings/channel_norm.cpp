@@ -50,7 +50,8 @@ void bind(py::module_& m) {
           [](const Params& p, Address z, Address g, Address weight, Address bias, Address kept, Address found,
              Address gz) {
             double own = 0;
-            check(backward(table(), p, norm(weight, bias, 0), in(z), in(g), out(kept), out(found), out(gz), &own));
+            check(backward(table(), p, norm(weight, bias, 0), map(z), in(g), out(kept), out(found), out(gz), nullptr,
+                           &own));
             return own;
           },
           nogil())
@@ -63,9 +64,28 @@ void bind(py::module_& m) {
       .def(
           "mixed_forward",
           [](const Params& p, i64 inputs, i64 groups, i64 planes, Address d, Address w, Address weight, Address bias,
-             double eps, Address kept, Address base, Address y) {
-            const Source from = mixed(inputs, groups, planes, d, w);
-            check(forward(table(), p, norm(weight, bias, eps), from, out(kept), in(base), out(y)));
+             double eps, Address running_mean, Address running_var, double share, Address kept, Address base,
+             Address y) {
+            const Norm norm{in(weight), in(bias), eps, out(running_mean), out(running_var), share};
+            check(forward(table(), p, norm, mixed(inputs, groups, planes, d, w), out(kept), in(base), out(y)));
+          },
+          nogil())
+      .def(
+          "mixed_apply",
+          [](const Params& p, i64 inputs, i64 groups, i64 planes, Address d, Address w, Address scale, Address shift,
+             Address base, Address y) {
+            const Mix mix{inputs, groups, planes};
+            check(table().mixed_apply(p, mix, in(d), in(w), in(scale), in(shift), in(base), out(y)));
+          },
+          nogil())
+      .def(
+          "mixed_backward",
+          [](const Params& p, i64 inputs, i64 groups, i64 planes, Address d, Address w, Address g, Address weight,
+             Address bias, Address kept, Address found, Address gd, Address gw) {
+            double own = 0;
+            check(backward(table(), p, norm(weight, bias, 0), mixed(inputs, groups, planes, d, w), in(g), out(kept),
+                           out(found), out(gd), out(gw), &own));
+            return own;
           },
           nogil())
       .def(

@@ -152,5 +152,6 @@ int backward(const Params& p, const float* z, const float* g, const float* scale
 
 namespace lk::channel_norm {
 extern const Table LK_CAT(table_, LK_ISA);
-const Table LK_CAT(table_, LK_ISA) = {moments, apply, reduce, backward, mixed_moments, mixed_apply};
+const Table LK_CAT(table_, LK_ISA) = {moments,       apply,       reduce,       backward,
+                                      mixed_moments, mixed_apply, mixed_reduce, mixed_backward};
 }  // namespace lk::channel_norm

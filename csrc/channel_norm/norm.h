@@ -72,13 +72,17 @@ inline int forward(const Table& table, const Params& p, const Norm& norm, const 
   return apply_to(table, p, from, kept, base, y);
 }
 
-// found [2, c]: the gradients of weight and bias; gz unless null; own: weight and bias times theirs, summed.
-inline int backward(const Table& table, const Params& p, const Norm& norm, const float* z, const float* g, float* at,
-                    float* found, float* gz, double* own) {
+// found [2, c]: the gradients of weight and bias; gz unless null: that of what the norm reads, or of what the
+// convolution does, and then gw is the convolution's; own: weight and bias times their gradients, summed.
+inline int backward(const Table& table, const Params& p, const Norm& norm, const Source& from, const float* g,
+                    float* at, float* found, float* gz, float* gw, double* own) {
   std::vector<double> sums(2 * p.c);
   std::vector<float> factors(4 * p.c);
   const Kept kept(at, p.c);
-  if (const int error = table.reduce(p, z, g, kept.scale, kept.shift, kept.mean, sums.data())) return error;
+  if (const int error =
+          from.d ? table.mixed_reduce(p, from.mix, from.d, from.w, g, kept.scale, kept.shift, kept.mean, sums.data())
+                 : table.reduce(p, from.z, g, kept.scale, kept.shift, kept.mean, sums.data()))
+    return error;
   const double count = static_cast<double>(p.n * p.pixels);
   *own = 0;
   for (i64 c = 0; c < p.c; ++c) {
@@ -91,7 +95,13 @@ inline int backward(const Table& table, const Params& p, const Norm& norm, const
     factors[2 * p.c + c] = kept.mean[c];
     factors[3 * p.c + c] = static_cast<float>(share * sums[c]);
   }
-  return gz ? table.backward(p, z, g, kept.scale, kept.shift, factors.data(), gz) : ok;
+  if (!gz) return ok;
+  if (!from.d) return table.backward(p, from.z, g, kept.scale, kept.shift, factors.data(), gz);
+  std::vector<double> weights(p.c * (from.mix.inputs / from.mix.groups));
+  const int error =
+      table.mixed_backward(p, from.mix, from.d, from.w, g, kept.scale, kept.shift, factors.data(), gz, weights.data());
+  for (std::size_t e = 0; e < weights.size(); ++e) gw[e] = static_cast<float>(weights[e]);
+  return error;
 }
 
 // The scalar product of shuffle(act(t)) and g; of a convolution, act none only.

@@ -86,7 +86,7 @@ def _running(norm: nn.BatchNorm2d) -> tuple[int, int, float]:
 def _native_kind(module: Any) -> Any:
     """The native class, or None: of another build, or of none."""
     kind = getattr(module, "ChannelNorm", None)
-    return kind if hasattr(kind, "mixed_product") else None
+    return kind if hasattr(kind, "mixed_backward") else None
 
 
 def _is_plain(z: Tensor) -> bool:
@@ -127,21 +127,39 @@ _MIXED = 1024
 class MixedNorm:
     """:class:`ChannelNorm` for ``z = conv(d)``, a 1x1 convolution whose output is not stored."""
 
-    def __init__(self, kind: Any, conv: nn.Conv2d, d: Tensor, act: Act, groups: int) -> None:
+    def __init__(self, kind: Any, weight: Tensor, d: Tensor, of: int, act: Act, groups: int) -> None:
         n, inputs, h, w = d.shape
-        weight, c = conv.weight, conv.out_channels
+        c = weight.shape[0]
         self.c, self.shape = c, (n, c, h, w)
         # The tensors are held, as their addresses are.
         self._held = d, weight
-        self._from = inputs, conv.groups, d.stride(0) // (h * w), d.data_ptr(), weight.data_ptr()
+        self._from = inputs, of, d.stride(0) // (h * w), d.data_ptr(), weight.data_ptr()
         self._native = kind(n, c, h * w, groups, c, _ACTS[act], _threads())
 
-    def forward(self, norm: nn.BatchNorm2d, base: Tensor | None = None) -> Tensor:
-        """``base + shuffle(act(t))`` by the statistics of the batch, act "none" or "relu"."""
+    def forward(self, norm: nn.BatchNorm2d, base: Tensor | None = None, count: bool = False) -> tuple[Tensor, Tensor]:
+        """``base + shuffle(act(t))`` by the statistics of the batch, act "none" or "relu", and what is kept."""
         y, kept, base = torch.empty(self.shape), torch.empty(5, self.c), None if base is None else base.contiguous()
-        at = (_at(norm.weight), _at(norm.bias), norm.eps, kept.data_ptr(), _at(base), y.data_ptr())
-        self._native.mixed_forward(*self._from, *at)
+        mean, variance, share = _running(norm) if count else (0, 0, 0.0)
+        at = (_at(norm.weight), _at(norm.bias), norm.eps, mean, variance, share, kept.data_ptr(), _at(base))
+        self._native.mixed_forward(*self._from, *at, y.data_ptr())
+        return y, kept
+
+    def apply(self, kept: Tensor, base: Tensor | None = None) -> Tensor:
+        """The same output once more."""
+        y, base = torch.empty(self.shape), None if base is None else base.contiguous()
+        at = (kept[3].data_ptr(), kept[4].data_ptr(), _at(base), y.data_ptr())
+        self._native.mixed_apply(*self._from, *at)
         return y
+
+    def backward(
+        self, g: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, float]:
+        """The gradients of d and of the convolution's weight, and as of :meth:`ChannelNorm.backward`."""
+        d, w = self._held
+        gd, gw, found, g = torch.empty(d.shape), torch.empty(w.shape), torch.empty(2, self.c), g.contiguous()
+        at = (g.data_ptr(), _at(weight), _at(bias), kept.data_ptr(), found.data_ptr(), gd.data_ptr(), gw.data_ptr())
+        own: float = self._native.mixed_backward(*self._from, *at)
+        return gd, gw, found, own
 
     def product(self, norm: nn.BatchNorm2d, g: Tensor) -> float:
         """Of ``y`` and ``g``, act "none"."""
@@ -169,4 +187,9 @@ def mixed_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, d: Tensor, act: Act = "non
     if conv.out_channels // conv.groups % 2 or w.shape[0] // conv.groups * w.shape[1] > _MIXED:
         return None
     kind = _native_kind(native.load("_C")[0])
-    return None if kind is None else MixedNorm(kind, conv, d, act, groups)
+    return None if kind is None else MixedNorm(kind, w, d, conv.groups, act, groups)
+
+
+def mixed_again(weight: Tensor, d: Tensor, of: int, act: Act, groups: int) -> MixedNorm:
+    """What :func:`mixed_norm` gave for these tensors before; `of`: the convolution's groups."""
+    return MixedNorm(_native_kind(native.load("_C")[0]), weight, d, of, act, groups)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightkernels.compress.channel_norm import Act, channel_norm, mixed_norm
 from lightkernels.compress.operators_layers import DepthwiseConv2d, GroupedConv2d, Shuffle, plain
+from lightkernels.compress.operators_mixed import can_mix, mixed_norm_act
 from lightkernels.compress.operators_passes import (
     Again,
     Own,
@@ -106,8 +107,11 @@ class Operator(nn.Module):
         """``probe(features(x, first), g)``, for neighbours, which keep no features."""
         return self.probe(self.features(x, first), g)
 
-    def active(self, x: Tensor, own: Own | None = None) -> tuple[Tensor, Features]:
-        """The output, of which backward keeps little, and the features; `own` is for the output's last part."""
+    def active(self, x: Tensor, own: Own | None = None, probed: bool = True) -> tuple[Tensor, Features]:
+        """The output, of which backward keeps little, and the features; `own` is for the output's last part.
+
+        `probed`: whether the features are wanted if `own` is not taken.
+        """
         with running_as("active"):
             features = self.features(x)
         with running_as("active", own):
@@ -220,6 +224,23 @@ class Separable(Normed):
             return (self.pointwise(first),)
         return (recomputed(self.depthwise, self.pointwise, x),)
 
+    def active(self, x: Tensor, own: Own | None = None, probed: bool = True) -> tuple[Tensor, Features]:
+        if not probed or (own is not None and self.norm.affine):
+            with running_as("active", own):
+                if can_mix(self.pointwise, self.norm, x):
+                    return self.at_once(x), ()
+        return super().active(x, own, probed)
+
+    def at_once(
+        self, x: Tensor, repeats: Repeats | None = None, base: Tensor | None = None, again: Again | None = None
+    ) -> Tensor:
+        """``end`` of the features of the active operator, of which backward keeps the depthwise output alone."""
+        with contextlib.nullcontext() if again is None else again.left_out():
+            d = self.depthwise(x)
+        how: Any = ("relu" if self.act else "none", self.shuffle, repeats, base, again)
+        y = mixed_norm_act(self.pointwise, self.norm, d, *how)
+        return norm_act(self.norm, self.pointwise(d), *how) if y is None else y
+
     def mixed(self, d: Tensor) -> Any:
         """The norm in training of what the 1x1 convolution makes of ``d``, where that need not be stored."""
         norm = self.norm
@@ -275,19 +296,30 @@ class ResidualSeparable(Operator):
             z = recomputed(self.unit2.depthwise, self.unit2.pointwise, h, again)
         return (z, h) if self.residual else (z,), again
 
-    def active(self, x: Tensor, own: Own | None = None) -> tuple[Tensor, Features]:
+    def active(self, x: Tensor, own: Own | None = None, probed: bool = True) -> tuple[Tensor, Features]:
+        if not probed or (own is not None and self.unit2.norm.affine):
+            if all(can_mix(unit.pointwise, unit.norm, x) for unit in (self.unit1, self.unit2)):
+                return self._at_once(x, own), ()
         with running_as("active"):
             features, again = self._run(x)
         with running_as("active", own):
             h = features[1] if self.residual else None
             return self.unit2.end(features[0], h, again if self.residual else None), features
 
+    def _at_once(self, x: Tensor, own: Own | None) -> Tensor:
+        repeats = Repeats()
+        with running_as("active"):
+            h = self.unit1.at_once(x, repeats, x)
+        again = Again(h, repeats[0])
+        with running_as("active", own):
+            return self.unit2.at_once(h, None, h if self.residual else None, again)
+
     def value(self, x: Tensor, g: Gradient, first: Tensor | None = None) -> Value:
         d = self.unit1.depthwise(x) if first is None else first
         kernels = self.unit1.mixed(d)
         if kernels is None:
             return super().value(x, g, d)
-        h = kernels.forward(self.unit1.norm, x)
+        h = kernels.forward(self.unit1.norm, x)[0]
         value = self.unit2.value(h, g)
         return value + product(h, g.g) if self.residual else value
 

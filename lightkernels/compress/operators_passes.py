@@ -68,6 +68,11 @@ class _Pass(threading.local):
 _pass = _Pass()
 
 
+def current() -> _Pass:
+    """How operators run here and now."""
+    return _pass
+
+
 def refuse_second() -> None:
     """In a backward pass: it has no derivative of its own, so none may be asked for."""
     if torch.is_grad_enabled():

@@ -216,7 +216,7 @@ class Selection(nn.Module):
             return y
         if not learns:
             if isinstance(branch, Operator):
-                return branch.active(x)[0]
+                return branch.active(x, probed=False)[0]
             y = branch(x)
             return y
         code = self.code()
@@ -224,7 +224,7 @@ class Selection(nn.Module):
         if isinstance(branch, Operator):
             if self.share >= 1 and (self.turn or (self._held is not None and self._held[0] == code)):
                 own = Own(self.alpha, self.slope() * self._own_signs(code))
-            y, features = branch.active(x, own)
+            y, features = branch.active(x, own, self.turn)
             if y is x or y._is_view() or any(y is feature for feature in features):
                 y = y.clone()
         else:

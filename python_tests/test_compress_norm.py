@@ -164,12 +164,21 @@ def test_a_small_convolution_and_its_norm_without_its_output(inputs, outputs, co
     # Of maps that are a part of others' channels, as those are that several depthwise kernels give.
     held = torch.randn(6, inputs + 3, h, w)
     part = held[:, 2 : 2 + inputs].copy_(d)
-    z = F.conv2d(d.double(), conv.weight.detach().double(), None, groups=conv_groups)
-    _, _, y = truth(norm, z, act, shuffled)
+    wide_d, wide_w = d.double().requires_grad_(), conv.weight.detach().double().requires_grad_()
+    wide, wide_z, y = truth(norm, F.conv2d(wide_d, wide_w, None, groups=conv_groups).detach(), act, shuffled)
     base, g = torch.randn(y.shape), torch.randn(y.shape)
+    y.backward(g.double())
+    F.conv2d(wide_d, wide_w, None, groups=conv_groups).backward(wide_z.grad)
+    own = sum(float((p.detach() * p.grad).sum()) for p in wide.parameters())
     for kernels in (mixed_norm(conv, norm, d, act, shuffled), mixed_norm(conv, norm, part, act, shuffled)):
         assert kernels is not None
-        torch.testing.assert_close(kernels.forward(norm, base), y + base, rtol=2e-5, atol=2e-4, check_dtype=False)
+        output, kept = kernels.forward(norm, base)
+        torch.testing.assert_close(output, (y + base).detach(), rtol=2e-5, atol=2e-4, check_dtype=False)
+        assert torch.equal(kernels.apply(kept, base), output)
+        gd, gw, (dw, db), found = kernels.backward(g, norm.weight, norm.bias, kept)
+        for ours, theirs in ((gd, wide_d), (gw, wide_w), (dw, wide.weight), (db, wide.bias)):
+            assert float((ours - theirs.grad).norm()) < 5e-4 * float(theirs.grad.norm())
+        assert found == pytest.approx(own, rel=1e-4, abs=1e-2)
         if act == "none":
             assert kernels.product(norm, g) == pytest.approx(float((y * g).detach().sum()), rel=1e-4, abs=1e-3)
 

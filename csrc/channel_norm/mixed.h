@@ -203,7 +203,7 @@ struct Back : Arriving {
 #pragma GCC unroll 4
       for (int i = 0; i < P; ++i) h[o][i] = vfma<V>(h[o][i], u, vfma<V>(z[o][i] - f[2 * p.c], v, e));
     }
-    float* to = gd + (x - d) + from;
+    float* to = gd + (x - d) - n * (m.planes - m.inputs) * p.pixels + from;
     const float* a = w + c * inputs;
     V* const sum = fast + c * inputs;
     x += from;

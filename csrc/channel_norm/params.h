@@ -38,7 +38,8 @@ struct Table {
   int (*mixed_moments)(const Params&, const Mix&, const float* d, const float* w, const float* g, double* sums);
   int (*mixed_apply)(const Params&, const Mix&, const float* d, const float* w, const float* scale, const float* shift,
                      const float* base, float* y);
-  // reduce and backward of such a z, act none or relu: the gradients of d, and of w in float64.
+  // reduce and backward of such a z, act none or relu: the gradients of d's channels, dense, and of w
+  // in float64.
   int (*mixed_reduce)(const Params&, const Mix&, const float* d, const float* w, const float* g, const float* scale,
                       const float* shift, const float* centre, double* sums);
   int (*mixed_backward)(const Params&, const Mix&, const float* d, const float* w, const float* g, const float* scale,

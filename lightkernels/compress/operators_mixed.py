@@ -10,7 +10,15 @@ from torch.autograd import Function
 
 from lightkernels.compress.channel_norm import Act, mixed_again, mixed_norm
 from lightkernels.compress.operators_layers import GroupedConv2d, Shuffle, leaving
-from lightkernels.compress.operators_passes import Again, Own, Repeats, current, product, refuse_second, scaled
+from lightkernels.compress.operators_passes import (
+    Again,
+    Repeats,
+    Value,
+    current,
+    product,
+    refuse_second,
+    scaled,
+)
 
 # Inputs of a filter beyond which making its output three times costs more than storing it.
 _FEW = 16
@@ -48,7 +56,21 @@ def mixed_norm_act(
     gate = () if own is None else (own.alpha, own.column)
     if own is not None:
         own.taken = True
-    args = (kernels, norm, conv.groups, act, groups, repeats, again, d, conv.weight, norm.weight, norm.bias, base, *gate)
+    args = (
+        kernels,
+        norm,
+        conv.groups,
+        act,
+        groups,
+        repeats,
+        again,
+        d,
+        conv.weight,
+        norm.weight,
+        norm.bias,
+        base,
+        *gate,
+    )
     out: Tensor = _MixedNormAct.apply(*args)  # type: ignore[no-untyped-call]
     return out
 
@@ -74,6 +96,7 @@ class _MixedNormAct(Function):
         alpha: Tensor | None = None,
         column: Tensor | None = None,
     ) -> Tensor:
+        y: Tensor
         y, kept = kernels.forward(norm, base, count=True)
         ctx.how = of, act, groups
         if repeats is not None:
@@ -95,6 +118,7 @@ class _MixedNormAct(Function):
         refuse_second()
         d, w, weight, bias, kept, *base = ctx.saved_tensors
         need = ctx.needs_input_grad[7:11]
+        own: Value
         gd, gw, (dw, db), own = mixed_again(w, d, *ctx.how).backward(g, weight, bias, kept)
         weights = gw if need[1] else None, dw if need[2] else None, db if need[3] else None
         grads = None, None, None, None, None, None, None, gd if need[0] else None, *weights, g if ctx.added else None

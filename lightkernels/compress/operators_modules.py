@@ -225,10 +225,10 @@ class Separable(Normed):
         return (recomputed(self.depthwise, self.pointwise, x),)
 
     def active(self, x: Tensor, own: Own | None = None, probed: bool = True) -> tuple[Tensor, Features]:
-        if not probed or (own is not None and self.norm.affine):
+        wanted = probed and (own is None or not self.norm.affine)
+        if not wanted and can_mix(self.pointwise, self.norm, x):
             with running_as("active", own):
-                if can_mix(self.pointwise, self.norm, x):
-                    return self.at_once(x), ()
+                return self.at_once(x), ()
         return super().active(x, own, probed)
 
     def at_once(
@@ -297,9 +297,10 @@ class ResidualSeparable(Operator):
         return (z, h) if self.residual else (z,), again
 
     def active(self, x: Tensor, own: Own | None = None, probed: bool = True) -> tuple[Tensor, Features]:
-        if not probed or (own is not None and self.unit2.norm.affine):
-            if all(can_mix(unit.pointwise, unit.norm, x) for unit in (self.unit1, self.unit2)):
-                return self._at_once(x, own), ()
+        units = self.unit1, self.unit2
+        wanted = probed and (own is None or not self.unit2.norm.affine)
+        if not wanted and all(can_mix(unit.pointwise, unit.norm, x) for unit in units):
+            return self._at_once(x, own), ()
         with running_as("active"):
             features, again = self._run(x)
         with running_as("active", own):

@@ -35,6 +35,15 @@ CASES = {
     "condensed-wide": condensed.case("condensed-wide", (8, 576, 8, 8), 384, 2, 200),
 }
 CASES |= {f"native-{name}": case for name, case in CASES.items() if name.startswith("condensed")}
+# Evaluations by the native kernels: in shared memory, in bands of rows, with cells of the paths' own.
+EVALUATIONS = {
+    "whole": blocks.case("whole", (8, 32, 8, 8), 6, 2, 24, **BLOCK, running=True),
+    "bands": blocks.case("bands", (8, 16, 56, 56), 3, 2, 24, **BLOCK, running=True, bias=True),
+    "large": blocks.case("large", (70, 16, 28, 28), 3, 2, 24, **BLOCK, running=True),
+    "odd": blocks.case("odd", (9, 12, 7, 7), 4, 4, 16, groups=2, pairing="butterfly", running=True),
+    "rsdc": blocks.case("rsdc", (8, 16, 17, 19), 3, 2, 16, **BLOCK, kernel_size=5, sets=1, running=True),
+    "filters": blocks.case("filters", (8, 16, 9, 9), 3, 2, 16, groups=2, kernel_size=5, sets=8, running=True),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +93,41 @@ def test_parity_with_float64_truth(name, dtype, layout):
         assert_accurate(actual, want, plain, f"{name} {dtype} {layout} {i}", ulps=16 if i else 2)
     assert_keeps_layout(sample.args[0], ours[0])
     assert_keeps_layout(sample.args[0], ours[1])
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_native_evaluation(name, dtype, layout):
+    """Parity with float64 truth, over poisoned memory; and the same bits again, on a stream and in a graph."""
+    if native.load("_cuda")[0] is None:
+        pytest.skip(f"no CUDA module: {native.load('_cuda')[1]}")
+    made = EVALUATIONS[name].build(SEED, DTYPES[dtype], layout, DEVICE)
+    x, one, three, *rest = made.args
+    args = (x, one * 0.25, three * 0.1, *rest)
+    kwargs = {k: v for k, v in made.kwargs.items() if k != "recompute"}
+
+    def wide(t):
+        return t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+
+    with torch.no_grad():
+        with poisoned():
+            y = mldn_block(*args, **kwargs, backend="cuda")
+        truth = block_reference.forward(*map(wide, args), **{k: wide(v) for k, v in kwargs.items()})
+        assert_accurate(y, truth, block_reference.forward(*args, **kwargs), f"{name} {dtype} {layout}", ulps=4)
+        assert_keeps_layout(x, y)
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            again = mldn_block(*args, **kwargs, backend="cuda")
+        torch.cuda.current_stream().wait_stream(side)
+        assert_same_bits(again, y)
+        with torch.cuda.graph(graph):
+            captured = mldn_block(*args, **kwargs, backend="cuda")
+        captured.fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_same_bits(captured, y)
 
 
 @pytest.mark.parametrize("name", ["block", "block-large", "condensed", "native-condensed"])

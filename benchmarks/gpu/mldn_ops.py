@@ -133,7 +133,9 @@ def index_of(group: CondensedGroup, device: Device) -> Tensor:
 
 def ours(group: Group, device: Device) -> list[measure.Entry]:
     group = small(group, device)
-    names = OURS if isinstance(group, CondensedGroup) else {"triton": OURS["triton"]}
+    # The native kernels of a block evaluate.
+    trains = isinstance(group, BlockGroup) and group.training
+    names = {"triton": OURS["triton"]} if trains else OURS
     return [
         Entry(name, form, _called(group, device, "reference" if device.dry else backend), ours=True)
         for backend, name in names.items()

@@ -9,7 +9,7 @@ the data sheet or assumed, and the first run's ceilings put them right.
 
 from __future__ import annotations
 
-from gpu import condensed_predicted, mldn, rsdc, rsdc_predicted
+from gpu import condensed_predicted, mldn, mldn_predicted, rsdc, rsdc_predicted
 from gpu.plan import DTYPES, Group, groups
 
 COPY = 4.3e12  # bytes a second
@@ -43,6 +43,8 @@ def predicted(group: Group, name: str) -> float | None:
         return rsdc_predicted.seconds(group, name, COPY, ISSUE, TENSOR, MARGIN)
     if isinstance(group, mldn.CondensedGroup):
         return condensed_predicted.seconds(group, name, COPY, ISSUE, TENSOR, MARGIN)
+    if isinstance(group, mldn.BlockGroup):
+        return mldn_predicted.seconds(group, name, COPY, ISSUE, TENSOR, MARGIN)
     layout, half = name.split()[-1], group.dtype in ("bf16", "fp16")
     stride = group.sizes[4]
     if not name.startswith("cuda") or group.kind == "step" or group.dtype == "fp64":
@@ -78,8 +80,7 @@ def predicted(group: Group, name: str) -> float | None:
 def table() -> str:
     """Every call that has a prediction, in microseconds, beside the time of its least traffic at the copy's rate."""
     lines = ["shape,dtype,variant,pass,layout,predicted_us,traffic_us"]
-    condensed = (g for g in mldn.groups() if isinstance(g, mldn.CondensedGroup))
-    for group in (*groups(), *rsdc.groups(), *condensed):
+    for group in (*groups(), *rsdc.groups(), *mldn.groups()):
         for layout in ("nchw", "nhwc"):
             seconds = predicted(group, f"cuda {layout}")
             if seconds is not None and group.dtype != "fp16":  # as bf16

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lightkernels import multi_dwconv2d, rsdc2d
+from lightkernels import mldn_block, multi_dwconv2d, rsdc2d
 from lightkernels._core.taps import draw
+from lightkernels.ops.mldn_block.cases import case
 
 CALLS = (
     ((3, 2, 9, 20), (3, 5, 7), {}),
@@ -24,6 +25,28 @@ RSDC = (
 )
 
 
+# Evaluations of blocks: a whole one in shared memory, bands of rows, cells of the paths' and of the filters' own.
+BLOCKS = (
+    case("whole", (2, 8, 8, 8), 3, 2, 24, groups=4, bottleneck=4, running=True),
+    case("bands", (1, 16, 40, 36), 2, 2, 24, groups=4, bottleneck=4, running=True, bias=True),
+    case("rsdc", (1, 8, 9, 7), 3, 4, 16, groups=2, kernel_size=5, sets=1, running=True, pairing="butterfly"),
+    case("filters", (1, 8, 6, 5), 2, 4, 16, groups=2, kernel_size=5, sets=4, running=True),
+)
+
+
+def blocks() -> int:
+    count = 0
+    for one in BLOCKS:
+        for dtype in (torch.bfloat16, torch.float32):
+            for form in ("nchw", "nhwc"):
+                sample = one.build(count, dtype, form, "cuda")
+                kwargs = {k: v for k, v in sample.kwargs.items() if k != "recompute"}
+                with torch.no_grad():
+                    mldn_block(*sample.args, **kwargs, backend="cuda")
+                count += 1
+    return count
+
+
 def rsdc() -> int:
     count = 0
     for shape, filters, k, scope, kwargs in RSDC:
@@ -40,7 +63,7 @@ def rsdc() -> int:
 
 
 def main() -> None:
-    count = rsdc()
+    count = rsdc() + blocks()
     for shape, kernels, kwargs in CALLS:
         for dtype in (torch.bfloat16, torch.float32):
             for form in (torch.contiguous_format, torch.channels_last):

@@ -33,5 +33,13 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
         return value_or_error(error, arch);
       },
       py::arg("device"));
+  m.def(
+      "shared_memory",
+      [](int device) {
+        int bytes = 0;
+        const int error = lk::cuda::shared_memory(device, &bytes);
+        return value_or_error(error, bytes);
+      },
+      py::arg("device"));
   for (const auto* r = lk::bindings::Registrar::head(); r; r = r->next) r->bind(m);
 }

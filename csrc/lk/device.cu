@@ -38,4 +38,9 @@ int image_arch(int device, int* arch) {
   return error;
 }
 
+int shared_memory(int device, int* bytes) {
+  *bytes = 0;
+  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
 }  // namespace lk::cuda

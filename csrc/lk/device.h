@@ -12,4 +12,7 @@ int device_count(int* count);
 // An error such as "no kernel image is available" means that this build has nothing for that device.
 int image_arch(int device, int* arch);
 
+// Bytes of shared memory that a block of threads may ask for.
+int shared_memory(int device, int* bytes);
+
 }  // namespace lk::cuda

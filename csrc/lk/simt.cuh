@@ -57,6 +57,7 @@ struct Grid {
 constexpr int kWarp = 32;
 constexpr int kMaxShared = 48 * 1024;   // what every device gives without being asked
 constexpr int kMostShared = 99 * 1024;  // what every device from sm_80 on gives when it is asked
+constexpr int kLargest = 227 * 1024;    // what any gives
 
 }  // namespace lk::simt
 

@@ -328,7 +328,7 @@ template <class K>
 int launch(const char* name, const Grid& grid, int shared, void*, const typename K::Args& args) {
   Machine& m = Machine::get();
   if (grid.x < 1 || grid.x > 2147483647 || grid.y < 1 || grid.y > 65535 || grid.z < 1 || grid.z > 65535 ||
-      shared > kMostShared) {
+      shared > kLargest) {
     m.fault = "a launch beyond the limits of the device";
     return 1;
   }

@@ -37,6 +37,19 @@ def _image(module: Any, device: int) -> str | None:
     return None if isinstance(arch, int) else f"lightkernels._cuda does not run on this device: {arch}"
 
 
+def shared_memory(needed: str) -> int:
+    """Bytes of shared memory that a block of threads may have on the current device."""
+    return _shared(module(needed), current_device())
+
+
+@functools.cache
+def _shared(module: Any, device: int) -> int:
+    found = module.shared_memory(device)
+    if not isinstance(found, int):
+        raise RuntimeError(f"lightkernels._cuda: {found}")
+    return found
+
+
 def current_device() -> int:
     return torch.cuda.current_device() if torch.cuda.is_available() else -1
 

@@ -22,7 +22,7 @@ import pytest
 
 from lightkernels._core import cuda_host as core
 from lightkernels._core import native
-from lightkernels.ops import condensed_conv2d, multi_dwconv2d, rsdc2d
+from lightkernels.ops import condensed_conv2d, mldn_block, multi_dwconv2d, rsdc2d
 
 CSRC = Path(__file__).parents[2] / "csrc"
 # A misaligned vector, which a device refuses, and an index outside an array of registers end the process here.
@@ -89,13 +89,15 @@ class Module:
         self.c.lk_plan.restype = ctypes.c_void_p
         self.c.lk_rsdc_plan.restype = ctypes.c_void_p
         self.c.lk_condensed_plan.restype = ctypes.c_void_p
-        for name in ("lk_work_size", "lk_rsdc_work_size", "lk_condensed_work_size"):
+        self.c.lk_mldn_plan.restype = ctypes.c_void_p
+        for name in ("lk_work_size", "lk_rsdc_work_size", "lk_condensed_work_size", "lk_mldn_work_size"):
             getattr(self.c, name).restype = ctypes.c_int64
         for name in ("lk_kernels", "lk_fault", "lk_launches"):
             getattr(self.c, name).restype = ctypes.c_char_p
         self.MULTI_DWCONV2D_BRANCHES = self.c.lk_branches()
         self.RSDC2D_KERNEL = self.c.lk_rsdc_most()
         self.reverse = self.dry = False
+        self.most_shared = 227 * 1024
         self.launches: list[Launch] = []
         module = self
 
@@ -153,12 +155,35 @@ class Module:
             def work_size(self) -> int:
                 return module.c.lk_condensed_work_size(*self.common)
 
+        class MldnBlockPlan:
+            def __init__(self, head: list[int], eps: float, threshold: int, factor: float, table: list[int]) -> None:
+                made = module.c.lk_mldn_plan(
+                    _longs(head), ctypes.c_double(eps), _longs(table), ctypes.c_int64(len(table))
+                )
+                self.common = (ctypes.c_void_p(made),)
+
+            def infer(self, given: list[int], most: int, work: int, y: int, stream: int) -> None:
+                common = (*self.common, _longs(given), ctypes.c_int64(most))
+                module.run("lk_mldn_infer", common, work, y)
+
+            def cut(self, most: int) -> tuple[int, ...]:
+                out = _longs([0] * 5)
+                module.c.lk_mldn_cut(*self.common, ctypes.c_int64(most), out)
+                return tuple(out)
+
+            def work_size(self) -> int:
+                return module.c.lk_mldn_work_size(*self.common)
+
+        self.MldnBlockPlan = MldnBlockPlan
         self.CondensedConv2dPlan = CondensedConv2dPlan
         self.MultiDwconv2dPlan = MultiDwconv2dPlan
         self.Rsdc2dPlan = Rsdc2dPlan
 
     def image_arch(self, device: int) -> int:
         return 90
+
+    def shared_memory(self, device: int) -> int:
+        return self.most_shared
 
     def run(self, name: str, common: tuple[Any, ...], *addresses: int) -> None:
         self.c.lk_reset(int(self.reverse), int(self.dry))
@@ -190,5 +215,5 @@ def device(module: Module) -> Iterator[Module]:
 
 
 def forget() -> None:
-    for op in (condensed_conv2d.OP, multi_dwconv2d.OP, rsdc2d.OP):
+    for op in (condensed_conv2d.OP, mldn_block.OP, multi_dwconv2d.OP, rsdc2d.OP):
         op._memo.clear()

@@ -34,16 +34,21 @@ def copies(spec: Spec) -> str | None:
     return "; ".join(found) or None
 
 
+def plan_arguments(spec: Spec, keep: bool) -> tuple[Any, ...]:
+    """Of a plan, of the native kernels' on the CPU and on a GPU."""
+    head = [spec.n, spec.c, spec.h, spec.w, spec.layers, spec.paths, spec.kappa, spec.mid, spec.groups]
+    head += [spec.kernel_size, spec.taps, spec.sets, spec.index_groups, spec.condense_factor]
+    head += [int(spec.batch_stats), int(keep), int(spec.layout == "nhwc"), spec.version]
+    head += [native.DTYPES[spec.dtype]]
+    table = [to for layer in spec.table() for to in layer]
+    threshold = spec.threshold if spec.dropout > 0 else 0
+    return head, spec.eps, threshold, 1 / (1 - spec.dropout), table
+
+
 def _plan(spec: Spec, keep: bool) -> Any:
     plan = spec.cache.get(("native", keep, spec.dtype))
     if plan is None:
-        head = [spec.n, spec.c, spec.h, spec.w, spec.layers, spec.paths, spec.kappa, spec.mid, spec.groups]
-        head += [spec.kernel_size, spec.taps, spec.sets, spec.index_groups, spec.condense_factor]
-        head += [int(spec.batch_stats), int(keep), int(spec.layout == "nhwc"), spec.version]
-        head += [native.DTYPES[spec.dtype]]
-        table = [to for layer in spec.table() for to in layer]
-        threshold = spec.threshold if spec.dropout > 0 else 0
-        plan = native.plan_class(PLAN)(head, spec.eps, threshold, 1 / (1 - spec.dropout), table)
+        plan = native.plan_class(PLAN)(*plan_arguments(spec, keep))
         spec.cache["native", keep, spec.dtype] = plan
     return plan
 
@@ -69,7 +74,7 @@ def _x(spec: Spec, x: Tensor) -> tuple[Tensor, int, int]:
     return x, image, pixel
 
 
-def _inputs(t: Inputs, x: tuple[Tensor | None, int, int] = (None, 0, 0)) -> list[int]:
+def call_inputs(t: Inputs, x: tuple[Tensor | None, int, int] = (None, 0, 0)) -> list[int]:
     norms = (t.affine1, t.affine2, t.affine3, t.running1, t.running2, t.running3)
     tables = (t.taps, t.index, t.index_sfr)
     rest = (t.weight1, t.weight3, t.bias3, t.weight_sfr, *norms, *tables)
@@ -114,7 +119,7 @@ def fwd(spec: Spec, t: Inputs) -> Outputs:
         planes = y if spec.layout == "nchw" else _maps(spec, spec.y_shape)
         outputs = [_address(one) for one in (planes, inner, y, *stats)]
         x = _x(spec, t.x)
-        _plan(spec, spec.keep).fwd(_inputs(t, x), _seed(t), outputs, torch.get_num_threads())
+        _plan(spec, spec.keep).fwd(call_inputs(t, x), _seed(t), outputs, torch.get_num_threads())
     return Outputs(y, stats[0], stats[1], stats[2], mid)
 
 
@@ -126,7 +131,7 @@ def infer(spec: Spec, t: Inputs) -> Tensor:
     t, y = _dense(t), _pixels(spec, spec.y_shape)
     if not spec.empty:
         x = _x(spec, t.x)
-        _plan(spec, False).infer(_inputs(t, x), y.data_ptr(), torch.get_num_threads())
+        _plan(spec, False).infer(call_inputs(t, x), y.data_ptr(), torch.get_num_threads())
     return y
 
 
@@ -175,5 +180,5 @@ def bwd(spec: Spec, g: Tensor, t: Inputs, out: Outputs) -> tuple[Tensor | None, 
     scratch = [_address(one) for one in (buffer, inner, third, state, lost, gx, *(found[name] for name in order))]
     outputs = [_address(one) for one in (planes, mid, pixels, out.stats1, out.stats2, out.stats3)]
     gradients = [_address(g), int(last), *scratch]
-    _plan(spec, keep).bwd(_inputs(t), _seed(t), outputs, gradients, torch.get_num_threads())
+    _plan(spec, keep).bwd(call_inputs(t), _seed(t), outputs, gradients, torch.get_num_threads())
     return (gx, *found.values())

@@ -66,15 +66,28 @@ LK_INLINE std::uint64_t lanes_inside(i64 j, i64 n) {
          (n - j < 56 ? (std::uint64_t(1) << (n - j + 8)) - 1 : ~std::uint64_t(0));
 }
 
-template <int Kind, int TH, class V>
-LK_INLINE void direct_unit(V (&acc)[TH], const float* x, i64 row, const float* weights, i64 first, i64 last,
-                           __mmask16 m) {
+// Halves: a vector that lies in two cache lines occupies the queue of stores for longer than two of them.
+template <class V>
+LK_INLINE void store_row(float* to, V v, bool past) {
+  if constexpr (sizeof(V) == 64) {
+    if (past) return vstream(to, v);
+    _mm256_storeu_ps(to, _mm512_castps512_ps256((__m512)v));
+    _mm256_storeu_ps(to + 8, _mm512_extractf32x8_ps((__m512)v, 1));
+  } else {
+    __builtin_memcpy(to, &v, sizeof(V));
+  }
+}
+
+// End: the tile's last unit, which writes its rows.
+template <int Kind, int TH, bool End, class V>
+LK_INLINE void direct_unit(V (&acc)[TH], const DirectTile& a, const float* x, const float* weights, i64 first, i64 last,
+                           __mmask16 m, float* out) {
   constexpr int depth = depth_of(Kind), taps = taps_of(Kind), end = TH + depth;
   V k[taps];
 #pragma GCC unroll 8
   for (int t = 0; t < taps; ++t) k[t] = weights[t] - V{};
 #pragma GCC unroll 32
-  for (int r = 0; r < end; ++r, x += row) {
+  for (int r = 0; r < end; ++r, x += a.row) {
     LK_OPAQUE(x);
     V v = direct_row<V>(x, r, end, first, last, m);
     if (taps > 1) LK_KEEP(v);
@@ -85,33 +98,47 @@ LK_INLINE void direct_unit(V (&acc)[TH], const float* x, i64 row, const float* w
       if (r >= d && r - d < TH) acc[r - d] = add_inside(acc[r - d], v, k[t], m);
       ++t;
     }
+    if (End && r >= depth) {
+      store_row(out, acc[r - depth], a.past);
+      out += a.out_row;
+      LK_OPAQUE(out);
+    }
   }
 }
 
 template <int TH, class V>
-__attribute__((noinline)) void direct_tile(const DirectTile& a, const float* plane, i64 i, i64 j, float* out,
+__attribute__((noinline)) void direct_tile(const DirectTile& tile, const float* plane, i64 i, i64 j, float* out,
                                            const float* next, const float* next_out) {
+  const DirectTile a = tile;
   V acc[TH];
 #pragma GCC unroll 32
   for (int r = 0; r < TH; ++r) acc[r] = a.init - V{};
   const std::uint64_t lanes = lanes_inside(j, a.columns);
   const float* const from = plane + ((i + a.lo) * a.row + j);
-  const i64 row = a.row, last = a.rows - i;
+  const i64 last = a.rows - i;
   for (const Unit *u = a.unit, *end = a.end; u != end; ++u) {
     const float *const at = from + u->at, *const weights = a.weights + u->first;
     const i64 down = u->down;
     const __mmask16 m = static_cast<__mmask16>(lanes >> (8 + u->across));
     ask<1, TH / 4>(next, next_out);
+    if (u + 1 == end) switch (u->kind) {
+#define LK_KIND(kind) \
+  case kind:          \
+    return direct_unit<kind, TH, true, V>(acc, a, at, weights, -i - down, last - down, m, out);
+        LK_END_KINDS(LK_KIND)
+#undef LK_KIND
+      }
     switch (u->kind) {
-#define LK_KIND(kind)                                                           \
-  case kind:                                                                    \
-    direct_unit<kind, TH, V>(acc, at, row, weights, -i - down, last - down, m); \
+#define LK_KIND(kind)                                                                         \
+  case kind:                                                                                  \
+    direct_unit<kind, TH, false, V>(acc, a, at, weights, -i - down, last - down, m, nullptr); \
     break;
       LK_UNIT_KINDS(LK_KIND)
 #undef LK_KIND
     }
   }
-  store_rows(out, a.out_row, acc, a.past);
+#pragma GCC unroll 32
+  for (int r = 0; r < TH; ++r, out += a.out_row) store_row(out, acc[r], a.past);
 }
 
 // As direct_unit(), for the weight gradient: `g` times what each tap reads.

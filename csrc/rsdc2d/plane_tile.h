@@ -24,6 +24,10 @@ struct Unit {
 constexpr int depth_of(int kind) { return kind >= 8 ? 4 : kind >= 4 ? 3 : kind >= 2 ? 2 : kind; }
 constexpr int taps_of(int kind) { return 1 + (kind & 1) + (kind >> 1 & 1) + (kind >> 2 & 1) + (kind >> 3 & 1); }
 constexpr bool has_tap(int kind, int d) { return d == 0 || (kind >> (d - 1) & 1) != 0; }
+// Kinds that a tile may end with: its rows are then written as they are done, not all of them at once. Most sets have
+// one.
+constexpr bool may_end(int kind) { return kind == 0 || kind == 1 || kind == 2; }
+#define LK_END_KINDS(M) M(0) M(1) M(2)
 
 // The taps of every set and phase as units; slot: which weight the i-th tap of the units is.
 struct UnitList {
@@ -68,6 +72,31 @@ struct UnitFinder {
   static Unit make(const Line& l, const Line& c, int taps) {
     return {l.at + c.at, 0, taps, static_cast<int>(l.by), static_cast<int>(c.by)};
   }
+  // Units of many taps and of few take turns: those wait for multiplications, these for loads. One that a tile may end
+  // with comes last.
+  static void arrange(Unit* unit, i64 n) {
+    constexpr i64 most = 64;  // units of a window that is worth it
+    if (n > most) return;
+    const auto better = [](const Unit& a, const Unit& b, i64 wish) {
+      return wish * taps_of(a.kind) > wish * taps_of(b.kind);
+    };
+    i64 last = -1;
+    for (i64 i = 0; i < n; ++i)
+      if (may_end(unit[i].kind) && (last < 0 || better(unit[i], unit[last], 1))) last = i;
+    if (last >= 0) swap(unit[last], unit[--n]);
+    for (i64 i = 0; i < n; ++i) {
+      i64 best = i;
+      for (i64 j = i + 1; j < n; ++j)
+        if (better(unit[j], unit[best], i % 2 ? -1 : 1)) best = j;
+      swap(unit[i], unit[best]);
+    }
+  }
+  static void swap(Unit& a, Unit& b) {
+    const Unit c = a;
+    a = b;
+    b = c;
+  }
+
   // `slot_at`: kernel x kernel. A cell that comes twice is a unit of its own each time.
   void find(const UnitList& l, i64 set, int* slot_at) const {
     const i64 e = l.index(set, phase), k = g.p.kernel;
@@ -105,6 +134,7 @@ struct UnitFinder {
           if (line[i].plane != first.plane || d > kDeep || taps_of(one.kind) == kUnitTaps) break;
         }
       }
+    arrange(unit, units);
     l.count[e] = units;
     for (; taps < l.taps; ++taps) slot[taps] = 0;
   }

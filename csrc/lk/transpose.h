@@ -4,7 +4,32 @@
 
 namespace {
 
-// v[i] lane j becomes v[j] lane i, of as many vectors as one has lanes.
+#if defined(__AVX2__)
+// v[i] lane j becomes v[j] lane i.
+LK_INLINE void transpose_eight(__m256* v) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m256d lo = _mm256_castps_pd(a[i + j]), hi = _mm256_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(lo, hi));
+      b[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(lo, hi));
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  }
+}
+#endif
+
+// The same of as many vectors as one has lanes.
 #if defined(__AVX512F__)
 LK_INLINE void transpose(Vec<float>* v) {
   __m512 a[16], b[16];
@@ -35,27 +60,7 @@ LK_INLINE void transpose(Vec<float>* v) {
   }
 }
 #elif defined(__AVX2__)
-LK_INLINE void transpose(Vec<float>* v) {
-  __m256 a[8], b[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm256_unpacklo_ps((__m256)v[i], (__m256)v[i + 1]);
-    a[i + 1] = _mm256_unpackhi_ps((__m256)v[i], (__m256)v[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m256d lo = _mm256_castps_pd(a[i + j]), hi = _mm256_castps_pd(a[i + j + 2]);
-      b[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(lo, hi));
-      b[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(lo, hi));
-    }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    v[i] = (Vec<float>)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
-    v[i + 4] = (Vec<float>)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
-  }
-}
+LK_INLINE void transpose(Vec<float>* v) { transpose_eight(reinterpret_cast<__m256*>(v)); }
 #endif
 
 }  // namespace

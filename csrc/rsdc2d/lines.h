@@ -1,5 +1,6 @@
 // Lines of elements to and from accumulators, and small transposes.
 #pragma once
+#include "lk/transpose.h"
 #include "rsdc2d/plan.h"
 
 namespace {
@@ -92,31 +93,16 @@ LK_INLINE void transpose_four(float* to, i64 to_pitch, const float* from, i64 fr
 constexpr i64 kEdge = 8;
 template <bool Past>
 LK_INLINE void transpose_block(float* to, i64 to_pitch, const float* from, i64 from_pitch) {
-  __m256 a[8], b[8];
+  __m256 v[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(from + i * from_pitch);
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
-    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m256d lo = _mm256_castps_pd(b[i + j]), hi = _mm256_castps_pd(b[i + j + 2]);
-      a[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(lo, hi));
-      a[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(lo, hi));
-    }
+  for (int i = 0; i < 8; ++i) v[i] = _mm256_loadu_ps(from + i * from_pitch);
+  transpose_eight(v);
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    const __m256 v =
-        i < 4 ? _mm256_permute2f128_ps(a[i], a[i + 4], 0x20) : _mm256_permute2f128_ps(a[i - 4], a[i], 0x31);
+  for (int i = 0; i < 8; ++i)
     if (Past)
-      _mm256_stream_ps(to + i * to_pitch, v);
+      _mm256_stream_ps(to + i * to_pitch, v[i]);
     else
-      _mm256_storeu_ps(to + i * to_pitch, v);
-  }
+      _mm256_storeu_ps(to + i * to_pitch, v[i]);
 }
 #else
 constexpr i64 kEdge = 4;

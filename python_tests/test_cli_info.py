@@ -160,6 +160,7 @@ def test_explain_of_taps(capsys: pytest.CaptureFixture[str]) -> None:
         ("multi_dwconv2d --x 8x-64x32x32 --kernels 3", 2, "invalid shape value: '8x-64x32x32'"),
         ("multi_dwconv2d --x 8x64x32x32 --kernels 3 --device gpu", 2, "invalid device value: 'gpu'"),
         ("multi_dwconv2d --kernels 3", 2, "required: --x"),
+        ("rsdc2d --x 1x4x8x8 --weight 4x4x9 --taps 1x9", 2, "required: --kernel_size"),
         ("multi_dwconv2d --x 8x64x32x32", 2, "one of the arguments --weights --kernels is required"),
         ("no_such_op --x 8x64x32x32", 2, "multi_dwconv2d"),
         ("", 2, ""),

@@ -93,22 +93,26 @@ def test_what_has_to_stay_says_why():
         "it shares a parameter with another layer",
     ]
     assert "its kernel is 3x5, not 3x3" in why and [row.name for row in report.changed] == ["6"]
-    assert any("ParametrizedConv2d" in row.why for row in rows_of_kept(model))
+    assert rows(report)["4"] == ("ParametrizedConv2d", False, "it is a ParametrizedConv2d, not a plain Conv2d")
     assert convert(nn.Conv2d(4, 4, 3), rsdc_rule(3))[0].kernel_size == (3, 3)
     _, refused = convert(nn.Conv2d(4, 4, 7), rsdc_rule(5, sizes=(7,)))
     assert "kernel_size must be at least the convolution's, 7; got 5" in refused.rows[0].why
 
 
-def rows_of_kept(model):
-    seen = []
-
-    def rule(name, layer):
-        said = rsdc_rule()(name, layer)
-        seen.append(type("Said", (), {"why": said if isinstance(said, str) else ""}))
-        return said
-
-    convert(model, rule)
-    return seen
+@pytest.mark.parametrize(
+    ("wrong", "kind", "text"),
+    [
+        ({"kernel_size": 4}, ValueError, "kernel_size must be odd; got 4"),
+        ({"kernel_size": "5"}, TypeError, "kernel_size must be an int; got '5'"),
+        ({"place": "left"}, ValueError, "place must be one of 'random', 'center'; got 'left'"),
+        ({"scope": "connection"}, ValueError, "scope must be one of 'filter', 'group', 'layer'; got"),
+        ({"sizes": (3, 5.0)}, TypeError, "sizes must be a sequence of ints; got"),
+        ({"names": 3}, TypeError, "names must be a pattern of names; got 3"),
+    ],
+)
+def test_a_rule_that_fits_no_layer_is_refused_when_made(wrong, kind, text):
+    with pytest.raises(kind, match=f"^rsdc_rule: {text}"):
+        rsdc_rule(**wrong)
 
 
 def test_a_network_of_the_zoo():

@@ -267,6 +267,17 @@ def test_bad_taps_are_not_loaded(spoil, text):
     assert torch.equal(model[0].taps, before["0.taps"])
 
 
+def test_taps_of_another_window_are_not_loaded():
+    """Every cell of a 5x5 window is one of a 7x7's too, but elsewhere."""
+    file, model = io.BytesIO(), nn.Sequential(layer_of(4, 6, 7))
+    torch.save(nn.Sequential(layer_of(4, 6)).state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    with pytest.raises(RuntimeError, match="RSDC2d: taps must be cells of a window of 7; got 5"):
+        model.load_state_dict(state)
+    model.load_state_dict(dict(state))  # what says nothing of its window is believed
+
+
 @pytest.mark.parametrize("travel", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 def test_copies_are_whole_and_apart(travel):
     layer = layer_of(4, 6, resample="epoch")
@@ -388,6 +399,8 @@ def test_a_convolution_in_the_centre_is_exactly_equal(options, padding_mode):
         (lambda: RSDC2d(4, 6, padding_mode="wrap"), ValueError, "RSDC2d: padding_mode must be one of"),
         (lambda: RSDC2d(4, 6, generator=3), TypeError, "RSDC2d: generator must be a torch.Generator of the CPU"),
         (lambda: RSDC2d(4.0, 6), TypeError, "RSDC2d: in_channels must be an int; got 4.0"),
+        (lambda: RSDC2d(4, 6)(None), TypeError, "rsdc2d: x must be a tensor; got None"),
+        (lambda: RSDC2d(4, 6).plot_taps(0), ValueError, "RSDC2d.plot_taps: limit must be at least 1; got 0"),
         (lambda: RSDC2d.from_conv2d(nn.Linear(3, 4)), TypeError, "RSDC2d.from_conv2d: conv must be an nn.Conv2d"),
         (lambda: RSDC2d.from_conv2d(nn.LazyConv2d(4, 3)), TypeError, "RSDC2d.from_conv2d: conv must be an nn.Conv2d"),
         (lambda: RSDC2d.from_conv2d(nn.Conv2d(4, 4, 2)), ValueError, "from_conv2d: conv must have an odd square"),

@@ -128,6 +128,16 @@ def test_depthwise_planes_of_all_tiles(size, padding, dilation, count):
     assert torch.equal(*(torch.autograd.grad(out, x, g)[0] for out in (y, truth)))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_padding_around_no_pixels_gives_the_bias(backend, layout):
+    x = torch.empty(2, 4, 0, 8).contiguous(memory_format=layout)
+    bias, values = torch.randn(6), {"kernel_size": 5, "padding": 5, "backend": backend}
+    for b in (None, bias):
+        y = rsdc2d(x, torch.randn(6, 4, 9), sets.draw(1, 9, 5), b, **values)
+        assert torch.equal(y, (torch.zeros(6) if b is None else b)[:, None, None].expand(2, 6, 6, 14))
+
+
 @pytest.mark.parametrize("scope", [1, 2, 4])
 def test_a_batch_of_tap_sets(scope):
     """vmap over the taps, alone, with the weights, and under a gradient; an ensemble of models has its own sets."""
@@ -178,6 +188,9 @@ def wrong(taps, kernel_size=5, weight=W, x=X, **values):
         (wrong(GOOD, 4), ValueError, "taps[0, 2] must be from 0 to 15; got 24."),
         (wrong(torch.tensor([[0, 1, 2]]), 4), ValueError, "kernel_size must be odd; got 4."),
         (wrong(GOOD, 0), ValueError, "kernel_size must be odd; got 0."),
+        (wrong(GOOD, 2**40 + 1), ValueError, "kernel_size must be at most 2147483647; got 1099511627777."),
+        (wrong(GOOD.to_sparse()), TypeError, "taps must be a dense tensor; got 'torch.sparse_coo'."),
+        (wrong(GOOD, x=X[:, :0], weight=W[:, :0]), ValueError, "x must have at least one channel; got [1, 0, 6, 6]"),
         (wrong(GOOD, dilation=2**62), ValueError, "dilation[0] must be at most 2147483647; got 4611686018427387904."),
         (wrong(GOOD, padding=(2, 2**70)), ValueError, "padding[1] must be at most 2147483647; got"),
         (wrong(GOOD, weight=W.to_sparse()), TypeError, "weight must be a dense tensor; got 'torch.sparse_coo'."),

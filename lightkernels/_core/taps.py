@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightkernels._core.spec import fail_type, message, require, require_tensor
+from lightkernels._core.spec import LARGEST_STEP, fail_type, message, require, require_tensor
 from lightkernels._core.tracing import untraced
 
 # By id: what is known to be right is one tensor in one version, in windows of one size.
@@ -17,10 +17,16 @@ _checked: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
 
 def check_count(op: str, taps: int, kernel_size: int) -> None:
     """T cells fit into the window."""
+    _check_window(op, kernel_size)
     cells = kernel_size * kernel_size
     side = next(k for k in range(1, max(taps, 1) + 2, 2) if k * k >= taps)
     hint = f"pass taps={cells}, or kernel_size={side}, the smallest window of {taps} cells."
     require(1 <= taps <= cells, op, "taps", f"be from 1 to {cells}, the cells of a window of {kernel_size}", taps, hint)
+
+
+def _check_window(op: str, kernel_size: int) -> None:
+    """The number of its cells fits into int64."""
+    require(kernel_size <= LARGEST_STEP, op, "kernel_size", f"be at most {LARGEST_STEP}", kernel_size)
 
 
 def check_form(op: str, taps: object) -> None:
@@ -29,6 +35,8 @@ def check_form(op: str, taps: object) -> None:
     assert isinstance(taps, Tensor)
     if taps.dtype is not torch.int64:
         fail_type(op, "taps", "be int64", taps, "taps are cells y * k + x of the window: taps.long().")
+    if taps.layout is not torch.strided:
+        fail_type(op, "taps", "be a dense tensor", str(taps.layout), "taps.to_dense() makes one.")
     require(taps.dim() == 2, op, "taps", "have shape [S, T], one set of T cells a row", taps)
 
 
@@ -41,6 +49,7 @@ def check_values(op: str, taps: Tensor, kernel_size: int) -> None:
     check_form(op, taps)
     if taps.device.type == "meta" or taps.numel() == 0 or kernel_size < 1:
         return
+    _check_window(op, kernel_size)
     cells = kernel_size * kernel_size
     values = taps.detach().cpu()
     outside = (values < 0) | (values >= cells)

@@ -114,7 +114,7 @@ def _parser(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
         elif argument == "backend":
             parser.add_argument("--backend", choices=NAMES)
         else:
-            parser.add_argument(f"--{argument}", type=kind if kind in (str, float) else _ints_or_word)
+            parser.add_argument(f"--{argument}", type=kind if kind in (str, float) else _ints_or_word, required=needed)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw")
     parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda, ...; it need not be here")

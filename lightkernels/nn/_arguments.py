@@ -70,8 +70,8 @@ def share(op: str, arg: str, value: object) -> float:
 
 
 def batched(x: Tensor) -> Tensor:
-    """A batch of one image for one image."""
-    return x.unsqueeze(0) if x.dim() == 3 else x
+    """A batch of one image for one image; what is no tensor is left to the operator, which refuses it by name."""
+    return x.unsqueeze(0) if isinstance(x, Tensor) and x.dim() == 3 else x
 
 
 def batched_as(y: Tensor, x: Tensor) -> Tensor:

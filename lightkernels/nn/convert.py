@@ -15,7 +15,7 @@ from torch import nn
 from lightkernels._core.spec import fail_type, require
 from lightkernels.nn import _arguments
 from lightkernels.nn.multi_depthwise import MultiDepthwiseConv2d
-from lightkernels.nn.rsdc import RSDC2d, Scope
+from lightkernels.nn.rsdc import SCOPES, RSDC2d, Scope
 
 # What a rule says of a layer: a layer in its place, why it has to stay, or nothing.
 Rule = Callable[[str, nn.Module], "nn.Module | str | None"]
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Printable; a row for every layer that has no children, and for every module that was replaced."""
+    """Printable; a row for every layer that has no children, or was replaced, or that a rule gave a reason to keep."""
 
     rows: tuple[Row, ...]
 
@@ -97,7 +97,7 @@ class _Walk:
         self.rules, self.model = rules, model
         self.rows: list[Row] = []
         # By id of the old layer and of the new one; both are kept, so that no id is given away twice.
-        self.answers: dict[int, tuple[nn.Module, nn.Module, str]] = {}
+        self.answers: dict[int, tuple[nn.Module, nn.Module, str | None]] = {}
         self.owners = Counter(id(p) for layer in model.modules() for p in layer._parameters.values() if p is not None)
 
     def visit(self, name: str, layer: nn.Module) -> nn.Module:
@@ -109,14 +109,14 @@ class _Walk:
         # The branches of a multi-kernel layer hold its weights and are never called.
         inside = {} if isinstance(layer, MultiDepthwiseConv2d) else layer._modules
         children = [(key, child) for key, child in inside.items() if child is not None]
-        if put is not old or not children:
-            self.rows.append(Row(name, type(old).__name__, put is not old, why))
+        if put is not old or not children or why is not None:
+            self.rows.append(Row(name, type(old).__name__, put is not old, why or "no rule speaks of it"))
         if put is old:
             for key, child in children:
                 layer._modules[key] = self.visit(f"{name}.{key}" if name else key, child)
         return put
 
-    def answer(self, name: str, layer: nn.Module) -> tuple[nn.Module, str]:
+    def answer(self, name: str, layer: nn.Module) -> tuple[nn.Module, str | None]:
         for rule in self.rules:
             try:
                 said = rule(name, layer)
@@ -130,7 +130,7 @@ class _Walk:
                 return said, _summary(said)
             if said is not None:
                 fail_type("convert", "rules", "answer with a module, a reason or None", said)
-        return layer, "no rule speaks of it"
+        return layer, None
 
 
 def _summary(layer: nn.Module) -> str:
@@ -161,6 +161,8 @@ def rsdc_rule(
     It keeps, and says so: subclasses and parametrised convolutions, those with hooks, and kernels of other sizes or
     shapes; ``convert`` keeps what shares a parameter with another layer.
 
+    Raises TypeError and ValueError for arguments that fit no layer.
+
     Equivalent to: ``lambda name, conv: RSDC2d.from_conv2d(conv, kernel_size)`` for every 3x3 ``nn.Conv2d``
 
     >>> import torch, lightkernels as lk
@@ -168,9 +170,16 @@ def rsdc_rule(
     >>> rule("body.0", torch.nn.Conv2d(3, 8, 1))
     'its kernel is 1x1, not 3x3'
     """
-    require(len(sizes) > 0, "rsdc_rule", "sizes", "name a kernel size", sizes)
-    for size in sizes:
-        _arguments.positive_int("rsdc_rule", "sizes", size)
+    op = "rsdc_rule"
+    side = _arguments.positive_int(op, "kernel_size", kernel_size)
+    require(side % 2 == 1, op, "kernel_size", "be odd", side, "an even window has no centre.")
+    if not isinstance(names, str):
+        fail_type(op, "names", "be a pattern of names", names)
+    _arguments.one_of(op, "place", place, ("random", "center"))
+    if scope is not None:
+        _arguments.one_of(op, "scope", scope, SCOPES)
+    sizes = _arguments.int_tuple(op, "sizes", sizes, "a sequence of ints")
+    require(len(sizes) > 0, op, "sizes", "name a kernel size", sizes)
 
     def rule(name: str, layer: nn.Module) -> nn.Module | str | None:
         if not isinstance(layer, nn.Conv2d) or not fnmatchcase(name, names):

@@ -185,6 +185,11 @@ class RSDC2d(nn.Module):
         )
         return _arguments.batched_as(y, x)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Beside the version: a cell is another one in another window.
+        getattr(destination, "_metadata", {}).setdefault(prefix[:-1], {})["kernel_size"] = self.kernel_size[0]
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -198,7 +203,11 @@ class RSDC2d(nn.Module):
         loaded = state_dict.get(prefix + "taps")
         if loaded is not None:
             try:
-                sets.check_values(type(self).__name__, loaded, self.kernel_size[0])
+                side = self.kernel_size[0]
+                wide = (metadata or {}).get("kernel_size", side)
+                hint = "the cell y * k + x is another one in another window."
+                require(wide == side, type(self).__name__, "taps", f"be cells of a window of {side}", wide, hint)
+                sets.check_values(type(self).__name__, loaded, side)
             except (TypeError, ValueError) as error:
                 errors.append(f"{prefix}taps: {error}")
                 return
@@ -314,6 +323,8 @@ class RSDC2d(nn.Module):
     def plot_taps(self, limit: int = 24) -> Figure:
         """A figure of the first ``limit`` sets, and of how many filters have each cell. Needs matplotlib."""
         from lightkernels.nn._plot import tap_figure
+
+        _arguments.positive_int(f"{type(self).__name__}.plot_taps", "limit", limit)
 
         return tap_figure(self.taps.cpu(), self.kernel_size[0], self.out_channels, limit)
 

@@ -15,6 +15,7 @@ from lightkernels._core.native import gradient
 from lightkernels._core.spec import dense_stride
 from lightkernels._core.triton_host import guard
 from lightkernels.ops.rsdc2d.native import plan_head, readable
+from lightkernels.ops.rsdc2d.reference import without_terms
 
 if TYPE_CHECKING:
     from lightkernels.ops.rsdc2d.op import Spec
@@ -103,7 +104,7 @@ def _work(plan: Any, kind: int, t: Tensor) -> Tensor:
 def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None, taps: Tensor) -> Tensor:
     y = x.new_empty_strided(spec.y_shape, spec.y_stride)
     if spec.empty:
-        return y
+        return without_terms(y, b)
     x, w, taps = _input(spec, 0, x), w.contiguous(), taps.contiguous()
     bias = 0 if b is None else (b := b.contiguous()).data_ptr()
     with guard(x.device):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightkernels._core import native
 from lightkernels._core.native import gradient
+from lightkernels.ops.rsdc2d.reference import without_terms
 
 if TYPE_CHECKING:
     from lightkernels.ops.rsdc2d.op import Spec
@@ -80,9 +81,10 @@ def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None, taps: Tensor) -> Ten
     x, w, taps = _input(spec, x), w.contiguous(), taps.contiguous()
     bias = 0 if b is None else (b := b.contiguous()).data_ptr()
     y = _empty(spec.y_shape, spec.y_stride, dtype=spec.dtype, device="cpu")
-    if not spec.empty:
-        plan = _plan(spec, x.stride(), spec.y_stride)
-        plan.fwd(x.data_ptr(), w.data_ptr(), bias, taps.data_ptr(), y.data_ptr(), _threads())
+    if spec.empty:
+        return without_terms(y, b)
+    plan = _plan(spec, x.stride(), spec.y_stride)
+    plan.fwd(x.data_ptr(), w.data_ptr(), bias, taps.data_ptr(), y.data_ptr(), _threads())
     return y
 
 

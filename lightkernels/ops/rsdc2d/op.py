@@ -66,6 +66,7 @@ class Spec(Maps):
         taps, c_out, k, stride, padding, dilation, groups = args
         require(len(x.shape) == 4, NAME, "x", "have 4 dimensions [N, C, H, W]", x)
         n, c, h, w = x.shape
+        require(c >= 1, NAME, "x", "have at least one channel", x)
         require(k >= 1 and k % 2 == 1, NAME, "kernel_size", "be odd", k, "an even window has no centre.")
         for name, values, least in (("stride", stride, 1), ("dilation", dilation, 1), ("padding", padding, 0)):
             for i, value in enumerate(values):

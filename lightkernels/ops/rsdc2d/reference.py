@@ -96,6 +96,11 @@ def _dense(spec: Spec, t: Tensor) -> Tensor:
     return t.to(spec.dtype, copy=True, memory_format=form)
 
 
+def without_terms(y: Tensor, b: Tensor | None) -> Tensor:
+    """The outputs of images without pixels, which padding makes many all the same: the bias."""
+    return y.zero_() if b is None else y.copy_(b[:, None, None].expand(y.shape))
+
+
 def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None, taps: Tensor) -> Tensor:
     y = forward(
         x,

@@ -100,3 +100,19 @@ def test_offsets_of_the_kernels(layout, offset):
     wide = dense_stride((1, 3072, 1024, 1024), layout)
     assert offset(wide, (0, 3071, 1023, 1023)) == 3_221_225_471
     assert offset(wide, (0, 2048, 0, 0)) == (2**31 if layout == "nchw" else 2048)
+
+
+@pytest.mark.parametrize("layout", STRIDES)
+@pytest.mark.parametrize("step", [2**24, 2**31 - 1])
+def test_a_stride_beyond_the_image_is_the_image(step, layout):
+    """Passes that count a stride's phases must not: their product leaves an int, and rows of scratch the memory."""
+    memory_format = torch.contiguous_format if layout == "nchw" else torch.channels_last
+    x = torch.randn(1, 4, 5, 6).contiguous(memory_format=memory_format).requires_grad_()
+    w, taps = torch.randn(4, 1, 9, requires_grad=True), torch.arange(9)[None]
+
+    def passes(stride):
+        a = lightkernels.multi_dwconv2d(x, [w.view(4, 1, 3, 3)], stride=stride, backend="cpu")
+        b = lightkernels.rsdc2d(x, w, taps, kernel_size=3, stride=stride, groups=4, backend="cpu")
+        return a, b, *torch.autograd.grad(a.sum() + b.square().sum(), (x, w))
+
+    assert all(map(torch.equal, passes(step), passes((5, 6))))

@@ -67,6 +67,11 @@ def require_step(op: str, arg: str, value: Any, least: int = 1) -> None:
     require(value <= LARGEST_STEP, op, arg, f"be at most {LARGEST_STEP}", value)
 
 
+def effective_step(step: int, places: int) -> int:
+    """A stride as kernels get it: one beyond all places of a window says no more, but passes may count its phases."""
+    return max(1, min(step, places))
+
+
 def fail_type(op: str, arg: str, expected: str, got: object, hint: str | None = None) -> NoReturn:
     raise TypeError(message(op, arg, expected, got, hint))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightkernels._core import native
 from lightkernels._core.native import gradient
+from lightkernels._core.spec import effective_step
 
 if TYPE_CHECKING:
     from lightkernels.ops.multi_dwconv2d.op import Spec
@@ -43,7 +44,8 @@ def x_copy(spec: Spec) -> tuple[int, ...] | None:
 
 def plan_values(spec: Spec, x: tuple[int, ...], y: tuple[int, ...]) -> tuple[Any, ...]:
     """What a native plan is made of; the same for every device."""
-    head = [spec.n, spec.c, spec.h, spec.w, spec.ho, spec.wo, spec.c_out, *spec.stride]
+    steps = map(effective_step, spec.stride, (spec.h, spec.w))
+    head = [spec.n, spec.c, spec.h, spec.w, spec.ho, spec.wo, spec.c_out, *steps]
     head += [_COMBINE[spec.combine], int(spec.layout == "nhwc"), native.DTYPES[spec.dtype]]
     return head, _unit(spec, x), _unit(spec, y), [list(row) for row in spec.rows()], spec.exact_nonfinite
 

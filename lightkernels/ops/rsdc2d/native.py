@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightkernels._core import native
 from lightkernels._core.native import gradient
+from lightkernels._core.spec import effective_step
 from lightkernels.ops.rsdc2d.reference import without_terms
 
 if TYPE_CHECKING:
@@ -58,8 +59,17 @@ def config_text(spec: Spec) -> str | None:
 
 def plan_head(spec: Spec) -> list[int]:
     """All numbers of a plan but strides, in the order of csrc/bindings/rsdc2d_plan.h."""
+    axes = zip((spec.h, spec.w), spec.padding, spec.dilation, strict=True)
+    places = [size + 2 * p - d * (spec.kernel_size - 1) for size, p, d in axes]
     head = [spec.n, spec.c, spec.c_out, spec.h, spec.w, spec.ho, spec.wo, spec.kernel_size]
-    head += [*spec.stride, *spec.padding, *spec.dilation, spec.groups, spec.taps, spec.sets]
+    head += [
+        *map(effective_step, spec.stride, places),
+        *spec.padding,
+        *spec.dilation,
+        spec.groups,
+        spec.taps,
+        spec.sets,
+    ]
     return [*head, int(spec.layout == "nhwc"), native.DTYPES[spec.dtype], int(spec.exact_nonfinite)]
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightkernels import exact_nonfinite, explain, multi_dwconv2d, rsdc2d
+from lightkernels import exact_nonfinite, explain, multi_dwconv2d, rsdc2d, use_backend
 from lightkernels._core import native
+from lightkernels.functional import rsdc2d_moments
 
 WORDS = "by fours"
 
@@ -50,6 +51,32 @@ def test_outputs_and_input_gradients(shape, sets):
     (due_gx,) = torch.autograd.grad(due, xd, g.double())
     assert error(y.detach(), due.detach()) < 6e-7
     assert error(gx, due_gx) < 6e-7
+
+
+@pytest.mark.skipif(not fast(), reason="the instruction set has no such kernels")
+@pytest.mark.parametrize("shuffled", [1, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sums_over_outputs_that_are_not_stored(shape, shuffled):
+    ci, co, groups, h, w = shape
+    cells = torch.arange(9)[None]
+    # A mean of many deviations, which must not cost the variance's digits.
+    x, weight = torch.randn(11, ci, h, w) + 4, torch.randn(co, ci // groups, 9)
+    g = torch.randn(11, co, h, w)
+    found = rsdc2d_moments(x, weight, cells, g, groups=groups, shuffled=shuffled)
+    assert found is not None
+    y = F.conv2d(x.double(), dense(weight, cells), padding=1, groups=groups).transpose(0, 1).flatten(1)
+    order = torch.arange(co).view(shuffled, -1).t().flatten()
+    e = torch.empty_like(g).index_copy_(1, order, g).double().transpose(0, 1).flatten(1)
+    mean = y.mean(1, keepdim=True)
+    due = torch.stack([mean[:, 0], y.var(1, correction=0), e.sum(1), (e * (y - mean)).sum(1)])
+    torch.testing.assert_close(found[:3], due[:3], rtol=3e-5, atol=1e-4)
+    assert float((found[3] - due[3]).abs().max()) < 1e-5 * float(((y - mean).norm(dim=1) * e.norm(dim=1)).max())
+    again = rsdc2d_moments(x, weight, cells, g, groups=groups, shuffled=shuffled)
+    assert again is not None and torch.equal(again, found)
+    with exact_nonfinite():
+        assert rsdc2d_moments(x, weight, cells, g, groups=groups) is None
+    with use_backend("torch"):
+        assert rsdc2d_moments(x, weight, cells, g, groups=groups) is None
 
 
 def test_non_finite_inputs_stay_near_and_can_be_kept_exactly():

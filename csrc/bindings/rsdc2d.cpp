@@ -37,6 +37,15 @@ void bind(py::module_& m) {
             check(table().bwd_w(plan.with(at(taps), threads), at(g), at(x), at(gw)));
           },
           nogil())
+      .def(
+          "moments",
+          [](const Plan& plan, Address x, Address w, Address taps, Address g, i64 groups, i64 planes, Address sums,
+             int threads) {
+            check(table().moments(plan.with(at(taps), threads), static_cast<const float*>(at(x)),
+                                  static_cast<const float*>(at(w)), static_cast<const float*>(at(g)), groups, planes,
+                                  static_cast<double*>(at(sums))));
+          },
+          nogil())
       .def("ways", [](const Plan& plan, int threads) {
         std::vector<int> ways;
         for (const Pass pass : {Pass::fwd, Pass::bwd_x, Pass::bwd_w})

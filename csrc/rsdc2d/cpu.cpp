@@ -133,9 +133,15 @@ int bwd_w(const Params& p, const void* g, const void* x, void* gw) {
 // 16-bit types that the processor multiplies in pairs choose otherwise.
 Way way(const Params& p, Pass pass) { return p.dtype == DType::bf16 ? way_of<bf16>(p, pass) : way_of<float>(p, pass); }
 
+int moments(const Params& p, const float* x, const float* w, const float* g, i64 groups, i64 planes, double* sums) {
+  if (p.dtype != DType::f32 || way(p, Pass::fwd) != Way::fours) return unsupported;
+  const Sums to{g, groups, planes, sums};
+  return fours_conv(p, false, x, w, nullptr, nullptr, &to);
+}
+
 }  // namespace
 
 namespace lk::rsdc2d {
 extern const Table LK_CAT(table_, LK_ISA);
-const Table LK_CAT(table_, LK_ISA) = {fwd, bwd_x, bwd_w, way};
+const Table LK_CAT(table_, LK_ISA) = {fwd, bwd_x, bwd_w, way, moments};
 }  // namespace lk::rsdc2d

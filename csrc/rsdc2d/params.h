@@ -35,6 +35,11 @@ struct Table {
   int (*bwd_x)(const Params&, const void* g, const void* weight, void* gx);
   int (*bwd_w)(const Params&, const void* g, const void* x, void* gw);
   Way (*way)(const Params&, Pass);
+  // Of a forward by Way::fours without bias, whose y is not stored: sums [4, co], of each channel the mean of y, its
+  // variance (of the population), the sum of g, and that of g * (y - mean). g: y's channels, in the order that a
+  // shuffle of so many groups gives, the first ones of `planes` dense channels.
+  int (*moments)(const Params&, const float* x, const float* weight, const float* g, i64 groups, i64 planes,
+                 double* sums);
 };
 
 }  // namespace lk::rsdc2d

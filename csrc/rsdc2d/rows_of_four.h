@@ -14,6 +14,16 @@ constexpr i64 kPastFours = 16 << 20;                 // outputs from this size o
 constexpr i64 kMixedBytes = 192 << 10;               // of mixed rows, in the second-level cache
 constexpr int kTileFours = kVecBytes == 64 ? 6 : 2;  // fours of rows that a tile has at most
 
+// Sums over a convolution's outputs, taken where these are made.
+struct Sums {
+  const float* g;  // [n, co of planes, h, w]
+  i64 groups;      // of the shuffle that g's channels went through
+  i64 planes;
+  double* out;  // [4, co]: mean, variance, the sums of g and of g * (y - mean)
+
+  i64 place(i64 o, i64 channels) const { return o % (channels / groups) * groups + o / (channels / groups); }
+};
+
 #if defined(__AVX2__)
 
 inline bool in_fours(const Params& p, bool backward) {
@@ -98,6 +108,19 @@ void fours_tile(const float* x, i64 sources, i64 channel, i64 pitch, const float
     }
 }
 
+// Those of one channel, over some of its outputs.
+struct Gathered {
+  double count, mean, squares, g, products;  // squares and products: of distances from the mean
+  void join(const Gathered& more) {
+    const double all = count + more.count, away = more.mean - mean, middle = mean + away * more.count / all;
+    squares += more.squares + away * away * count * more.count / all;
+    products += g * (mean - middle) + more.products + more.g * (more.mean - middle);
+    g += more.g;
+    mean = middle;
+    count = all;
+  }
+};
+
 using FoursFn = void (*)(const float*, i64, i64, i64, const float*, float*, bool);
 
 template <int L>
@@ -121,9 +144,12 @@ struct Fours {
   i64 each, all, together;  // fours of rows: of an image, of all, of a unit
   i64 pitch, channel, plane, block;
   bool past;  // the caches
+  const Sums* sums;
   float *packed, *rows, *made;
+  float *gathered, *shift;  // of each output of a unit: four vectors of sums; what values are counted from
+  Gathered* totals;         // [slabs, co]
 
-  Fours(const Plan& plan, const float* s, const float* weight, const float* b, float* d)
+  Fours(const Plan& plan, const float* s, const float* weight, const float* b, float* d, const Sums* sum)
       : g(plan),
         src(s),
         w(weight),
@@ -136,20 +162,31 @@ struct Fours {
         channel(0),
         plane(0),
         block(kFours * plan.sources * 3 * kMixed),
-        past(L == 16 && leaves_in_lines(plan, d) && plan.p.n * plan.dst.n * 4 >= kPastFours),
+        past(L == 16 && d && leaves_in_lines(plan, d) && plan.p.n * plan.dst.n * 4 >= kPastFours),
+        sums(sum),
         packed(nullptr),
         rows(nullptr),
-        made(nullptr) {
+        made(nullptr),
+        gathered(nullptr),
+        shift(nullptr),
+        totals(nullptr) {
     const i64 most = kMixedBytes / (kFours * g.sources * pitch * 4) / kTileFours;
     together = kTileFours * larger(1, smaller(most, 4));
     channel = together * pitch;
     plane = g.sources * channel;
   }
 
-  void share(Arena& a) { packed = a.take<float>(g.p.groups * g.outputs / kMixed * block); }
+  i64 slabs() const { return ceil_div(all, together); }
+  void share(Arena& a) {
+    packed = a.take<float>(g.p.groups * g.outputs / kMixed * block);
+    if (sums) totals = a.take<Gathered>(slabs() * g.p.co);
+  }
   void own(Arena& a) {
     rows = a.take<float>(kFours * plane + L);
     made = a.take<float>(kFours * kMixed * kTileFours * L);
+    if (!sums) return;
+    gathered = a.take<float>(4 * g.outputs * L);
+    shift = a.take<float>(g.outputs);
   }
 
   // A block's weights: [mixture][source][tap along the row][output].
@@ -203,10 +240,8 @@ struct Fours {
       const i64 n = (from + p) / each, i0 = (from + p) % each * 4, height = smaller(4, g.p.h - i0);
       for (i64 r = 0; r < kMixed; ++r) {
         const i64 o = group * g.outputs + b * kMixed + r;
-        V m[kFours], y[4];
-#pragma GCC unroll 6
-        for (i64 i = 0; i < kFours; ++i) __builtin_memcpy(&m[i], made + ((i * kMixed + r) * count + p) * L, sizeof(V));
-        unmix_rows(m, (bias ? bias[o] : 0.0f) - V{}, y);
+        V y[4];
+        unmix(r, p, count, bias ? bias[o] : 0.0f, y);
         float* const to = dst + n * g.dst.n + o * g.dst.c + i0 * g.dst.h + j;
         for (i64 i = 0; i < height; ++i) {
           if constexpr (L == 16)
@@ -220,9 +255,80 @@ struct Fours {
     }
   }
 
+  LK_INLINE void unmix(i64 r, i64 p, i64 count, float constant, V* y) {
+    V m[kFours];
+#pragma GCC unroll 6
+    for (i64 i = 0; i < kFours; ++i) __builtin_memcpy(&m[i], made + ((i * kMixed + r) * count + p) * L, sizeof(V));
+    unmix_rows(m, constant - V{}, y);
+  }
+
+  // The same into sums.
+  void gather(i64 group, i64 b, i64 from, i64 count, i64 j) {
+    for (i64 r = 0; r < kMixed; ++r) {
+      const i64 own = b * kMixed + r, o = group * g.outputs + own, size = g.p.h * g.p.w;
+      const float* const arrived = sums->g + sums->place(o, g.p.co) * size + j;
+      V sum[4];
+      __builtin_memcpy(sum, gathered + own * 4 * L, sizeof sum);
+      for (i64 p = 0; p < count; ++p) {
+        const i64 n = (from + p) / each, i0 = (from + p) % each * 4, height = smaller(4, g.p.h - i0);
+        V y[4];
+        unmix(r, p, count, 0, y);
+        // Distances are taken from a value within the image, so that a large mean costs no accuracy.
+        if (shift[own] != shift[own]) {
+          const float value = y[1][L / 2];
+          shift[own] = value - value == 0 ? value : 0.0f;
+        }
+        const V away = shift[own] - V{};
+        const float* const at = arrived + n * sums->planes * size + i0 * g.p.w;
+#pragma GCC unroll 4
+        for (i64 i = 0; i < 4; ++i) {
+          if (i >= height) break;
+          const V t = y[i] - away;
+          sum[0] += t;
+          sum[1] = t * t + sum[1];
+          V h;
+          __builtin_memcpy(&h, at + i * g.p.w, sizeof h);
+          sum[2] += h;
+          sum[3] = h * t + sum[3];
+        }
+      }
+      __builtin_memcpy(gathered + own * 4 * L, sum, sizeof sum);
+    }
+  }
+
+  void start() {
+    clear(gathered, 4 * g.outputs * L);
+    for (i64 o = 0; o < g.outputs; ++o) shift[o] = __builtin_nanf("");
+  }
+
+  // What a unit has gathered.
+  void finish(i64 group, i64 slab, i64 from, i64 count) {
+    double rows = 0;
+    for (i64 k = from; k < from + count; ++k) rows += static_cast<double>(smaller(4, g.p.h - k % each * 4));
+    const double pixels = rows * static_cast<double>(g.p.w);
+    for (i64 o = 0; o < g.outputs; ++o) {
+      double sum[4] = {};
+      for (i64 i = 0; i < 4 * L; ++i) sum[i / L] += gathered[o * 4 * L + i];
+      const double off = sum[0] / pixels;
+      totals[slab * g.p.co + group * g.outputs + o] = {pixels, shift[o] + off, sum[1] - off * sum[0], sum[2],
+                                                       sum[3] - off * sum[2]};
+    }
+  }
+
+  void leave_sums(i64 o) {
+    Gathered all = totals[o];
+    for (i64 slab = 1; slab < slabs(); ++slab) all.join(totals[slab * g.p.co + o]);
+    double* const to = sums->out + o;
+    to[0] = all.mean;
+    to[g.p.co] = all.squares < 0 ? 0 : all.squares / all.count;
+    to[2 * g.p.co] = all.g;
+    to[3 * g.p.co] = all.products;
+  }
+
   void unit(i64 u) {
     const i64 group = u % g.p.groups, from = u / g.p.groups * together, count = smaller(together, all - from);
     fill(group, from, count);
+    if (sums) start();
     for (i64 tiles = ceil_div(count, kTileFours), k = 0; tiles > 0; --tiles) {
       const i64 deep = ceil_div(count - k, tiles);
       const FoursFn fn = fours_fn<L>(deep);
@@ -235,10 +341,14 @@ struct Fours {
               fn(x + c * channel, smaller(kChainSources, g.sources - c), channel, pitch, u + c * 3 * kMixed,
                  made + i * kMixed * deep * L, c > 0);
           }
-          leave(group, b, from + k, deep, j);
+          if (sums)
+            gather(group, b, from + k, deep, j);
+          else
+            leave(group, b, from + k, deep, j);
         }
       k += deep;
     }
+    if (sums) finish(group, u / g.p.groups, from, count);
   }
 
   void work() {
@@ -246,27 +356,34 @@ struct Fours {
     for (i64 b = 0; b < g.p.groups * g.outputs / kMixed; ++b) pack(b);
     clear(rows, kFours * plane + L);
 #pragma omp for schedule(static)
-    for (i64 u = 0; u < ceil_div(all, together) * g.p.groups; ++u) unit(u);
+    for (i64 u = 0; u < slabs() * g.p.groups; ++u) unit(u);
     if (past) stream_fence();
+    if (!sums) return;
+#pragma omp for schedule(static)
+    for (i64 o = 0; o < g.p.co; ++o) leave_sums(o);
   }
 };
 
-inline int fours_conv(const Params& p, bool backward, const float* src, const float* w, const float* bias, float* dst) {
+// With sums there is no dst.
+inline int fours_conv(const Params& p, bool backward, const float* src, const float* w, const float* bias, float* dst,
+                      const Sums* sums = nullptr) {
   const Plan g = make_plan(p, backward);
 #if defined(__AVX512F__)
   if (p.w % 16 == 0) {
-    Fours<16> job(g, src, w, bias, dst);
+    Fours<16> job(g, src, w, bias, dst, sums);
     return run_job(job, p);
   }
 #endif
-  Fours<8> job(g, src, w, bias, dst);
+  Fours<8> job(g, src, w, bias, dst, sums);
   return run_job(job, p);
 }
 
 #else
 
 inline bool in_fours(const Params&, bool) { return false; }
-inline int fours_conv(const Params&, bool, const float*, const float*, const float*, float*) { return unsupported; }
+inline int fours_conv(const Params&, bool, const float*, const float*, const float*, float*, const Sums* = nullptr) {
+  return unsupported;
+}
 
 #endif
 

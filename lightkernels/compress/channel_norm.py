@@ -109,15 +109,28 @@ def channel_norm(
     """A :class:`ChannelNorm`, where the native module has one, ``z`` is float32, dense in NCHW and on the CPU, and so
     is all that the norm, if named, keeps a channel; else None. `planes`: g's channels, if more than those of z.
     """
-    if not _is_plain(z) or (norm is not None and not _is_single(norm)):
+    if not _is_plain(z) or (norm is not None and not is_single(norm)):
         return None
     kind = _native_kind(native.load("_C")[0])
     return None if kind is None else ChannelNorm(kind, z, act, groups, planes)
 
 
-def _is_single(norm: nn.BatchNorm2d) -> bool:
+def is_single(norm: nn.BatchNorm2d) -> bool:
+    """Whether all that the norm keeps is as the passes read it."""
     kept = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return all(t is None or (t.dtype is torch.float32 and t.is_contiguous() and t.is_cpu) for t in kept)
+
+
+def known_product(norm: nn.BatchNorm2d, sums: Tensor) -> float:
+    """:meth:`ChannelNorm.product` of act "none" by what :func:`lightkernels.functional.rsdc2d_moments` gives alone."""
+    _, variance, total, centred = sums
+    scale = (variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    found = torch.dot(scale, centred)
+    if norm.bias is not None:
+        found = found + torch.dot(norm.bias.detach().double(), total)
+    return found.item()
 
 
 # Weights of a 1x1 convolution beyond which a matrix product of its own is faster than making its output twice.
@@ -180,7 +193,7 @@ def mixed_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, d: Tensor, act: Act = "non
         return None
     if d.stride()[1:] != (height * width, width, 1) or d.stride(0) % (height * width):
         return None
-    if w.dtype is not torch.float32 or not w.is_contiguous() or not _is_single(norm):
+    if w.dtype is not torch.float32 or not w.is_contiguous() or not is_single(norm):
         return None
     if conv.kernel_size != (1, 1) or conv.stride != (1, 1) or conv.bias is not None:
         return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightkernels._core import taps as sets
 from lightkernels._core import tracing
-from lightkernels.functional import multi_dwconv2d, rsdc2d
+from lightkernels.functional import multi_dwconv2d, rsdc2d, rsdc2d_moments
 from lightkernels.nn import MultiDepthwiseConv2d, RSDC2d
 
 # Channels a filter sees: up to here our kernels are the faster ones on the CPU, as measured with 16 to 512 channels.
@@ -64,6 +64,14 @@ class GroupedConv2d(nn.Conv2d):
             stride=(self.stride[0], self.stride[1]),
             groups=self.groups,
         )
+
+    def moments(self, x: Tensor, g: Tensor, shuffled: int = 1) -> Tensor | None:
+        """Sums over the output and the gradient: see `rsdc2d_moments`. None where none can be taken."""
+        if self.kernel_size != (3, 3) or self.stride != (1, 1) or self.in_channels > _NARROW * self.groups:
+            return None
+        if not x.is_cpu or x.dtype is not torch.float32 or self.weight.dtype is not torch.float32 or leaving():
+            return None
+        return rsdc2d_moments(x, self.weight.detach().flatten(2), self.cells, g, groups=self.groups, shuffled=shuffled)
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -29,6 +29,7 @@ _WAYS = (
     "masked dense window",
     "rows of a 3x3 window by fours, in half of the products",
 )
+_FOURS = _WAYS[-1]
 
 
 def why_not(spec: Spec) -> str | None:
@@ -116,3 +117,17 @@ def bwd_w(spec: Spec, g: Tensor, x: Tensor, taps: Tensor) -> Tensor:
     plan = _plan(spec, x.stride(), g.stride())
     plan.bwd_w(g.data_ptr(), x.data_ptr(), taps.data_ptr(), gw.data_ptr(), _threads())
     return gw
+
+
+def moments(spec: Spec, x: Tensor, w: Tensor, taps: Tensor, g: Tensor, shuffled: int) -> Tensor | None:
+    """See :func:`lightkernels.ops.rsdc2d.moments.rsdc2d_moments`; None where outputs are computed in another way."""
+    run = spec.cache.get("moments", spec)
+    if run is spec:
+        plan: Any = None if spec.empty else _plan(spec, spec.dense_x_stride, spec.y_stride)
+        able = hasattr(plan, "moments") and _WAYS[plan.ways(1)[0]] == _FOURS
+        run = spec.cache["moments"] = plan.moments if able else None
+    if run is None or x.stride() != spec.dense_x_stride:
+        return None
+    sums, w, g = torch.empty(4, spec.c_out, dtype=torch.float64), w.contiguous(), g.contiguous()
+    run(x.data_ptr(), w.data_ptr(), taps.data_ptr(), g.data_ptr(), shuffled, spec.c_out, sums.data_ptr(), _threads())
+    return sums

@@ -59,6 +59,8 @@ def test_recalibrated_statistics_are_those_of_the_loader():
     assert norm.momentum == 0.1 and int(before["block1.conv1.norm.num_batches_tracked"]) == 3
     with pytest.raises(ValueError, match=r"loader must give a batch"):
         compress.derive(net, plan, [])
+    with pytest.raises(ValueError, match=r"derive: model must have selection operators at .*without a wrapper"):
+        compress.derive(nn.Sequential(net), plan)
 
 
 @pytest.mark.parametrize("weights", ["safetensors", "torch"])
@@ -90,6 +92,17 @@ def test_a_network_of_the_zoo_loads_by_its_name(tmp_path):
     assert torch.equal(loaded(images()), derived.eval()(images()))
 
 
+def test_a_network_without_memory_takes_stored_weights():
+    net, plan = supernet([1, 2, 4, 7])
+    derived, architecture = compress.derive(net, plan)
+    for assign in (True, False):
+        with torch.device("meta"):
+            made = architecture.apply(Net())
+        made = made if assign else made.to_empty(device="cpu")
+        made.load_state_dict(derived.state_dict(), assign=assign)
+        torch.testing.assert_close(made.eval()(images()), derived.eval()(images()))
+
+
 def test_files_that_do_not_fit_say_why(tmp_path):
     net, plan = supernet()
     derived, architecture = compress.derive(net, plan)
@@ -116,6 +129,10 @@ def test_files_that_do_not_fit_say_why(tmp_path):
     path.write_text(text.replace("N_3x3_2", "N_3x3_nought"))
     with pytest.raises(ValueError, match=r"N_3x3_nought"):
         compress.load(tmp_path, Net())
+    for wrong in (b"\xff\xfe", text.replace('"network": null', '"network": [1]').encode()):
+        path.write_bytes(wrong)
+        with pytest.raises(ArchitectureError, match=r"architecture.json must be what Architecture.to_json wrote"):
+            compress.load(tmp_path, Net())
     path.write_text(text)
     (tmp_path / "weights.pt").write_bytes(b"PK")
     with pytest.raises(ArchitectureError, match=r"weights.pt must be whole"):
@@ -158,6 +175,17 @@ def test_onnx_at_two_batch_sizes(tmp_path):
     for number in (2, 5):
         (found,) = evaluator.run(None, {"x": images(number).numpy()})
         torch.testing.assert_close(torch.from_numpy(found), derived(images(number)), rtol=1e-4, atol=1e-5)
+
+
+def test_derived_networks_compile_whole_and_trace():
+    net, plan = supernet([4, 7, 2, 1])
+    derived = compress.derive(net, plan)[0]
+    compiled = torch.compile(derived, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images()), derived(images()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit, that it is old
+        traced = torch.jit.trace(derived.eval(), images(2))
+    torch.testing.assert_close(traced(images(5)), derived(images(5)))
 
 
 def test_torch_export_with_any_batch():

@@ -273,3 +273,4 @@ def test_latency_is_measured_and_remembered():
     found = cost("N_3x3_4", 16, 16, size=8)
     first = found.latency(2)
     assert 1e-6 < first < 1.0 and cost("N_3x3_4", 16, 16, size=(8, 8)).latency(2) == first
+    assert found.latency(2, dtype=torch.float64) != first

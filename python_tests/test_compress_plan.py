@@ -122,6 +122,30 @@ def test_a_batchnorm_goes_only_if_it_alone_reads_the_layer():
     assert isinstance(net.norm1, nn.BatchNorm2d)
 
 
+class Watchful(nn.Module):
+    """A layer and a norm called by keyword, a weight that something else reads, and a norm that somebody watches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(5)]
+        self.first, self.named, self.one, self.two, self.three = convs
+        self.norm1, self.norm3 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.norm3.register_forward_hook(lambda *_: None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm1(input=self.one(self.named(input=self.first(input=x))))
+        return self.norm3(self.three(self.two(y.to(self.two.weight.dtype))))
+
+
+def test_what_others_read_or_watch_stays_and_the_rest_is_found():
+    net, plan = compress.reconstruct(Watchful(), images(), ["N_3x3", "Sep_3x3"])
+    assert {site.name: site.norm for site in plan.sites} == {"one": "norm1", "three": None}
+    why = {row.name: row.why for row in plan.rows}
+    assert why["two"] == "its parameters are read from outside of it"
+    assert why["named"].startswith("its input is a keyword argument")
+    assert net(images()).shape == (4, 8, 8, 8) and net.norm3._forward_hooks
+
+
 def test_errors_name_layer_operator_rule_and_mend():
     with pytest.raises(
         ValueError, match=r"(?s)fit every layer; got none for block1.conv1 \(16 to 16.*C_3x3_16: .*Hint"
@@ -139,6 +163,12 @@ def test_errors_name_layer_operator_rule_and_mend():
         compress.plan(network(), 3)
     with pytest.raises(TypeError, match=r"model must be an nn.Module"):
         compress.plan("resnet", images())
+    with pytest.raises(TypeError, match=r"sizes must be an int or a sequence of ints; got \('3',\)"):
+        compress.plan(network(), images(), sizes=("3",))
+    with pytest.raises(TypeError, match=r"names must be a pattern of layers' names or several; got 3"):
+        compress.plan(network(), images(), names=3)
+    with pytest.raises(ValueError, match=r"example_inputs must have at least one image; got 0"):
+        compress.plan(network(), images()[:0])
 
 
 def test_operators_that_do_not_fit_are_left_out_and_said():
@@ -189,8 +219,13 @@ def test_an_impossible_target_is_refused_before_training():
     with pytest.raises(ValueError, match=r"target_params must be at least 4,.*1\.41 times less.*58 replaced layers"):
         plan.target("params", plan.before("params", "paper") / 3.42, "paper")
     assert plan.target("params", plan.before("params", "replaced") / 3.42, "replaced").scope == "replaced"
-    with pytest.raises(ValueError, match=r"be a number, or a share"):
-        plan.target("params", "half")
+    for wrong, error in (("half", ValueError), ("²%", ValueError), ([1], TypeError), (True, TypeError)):
+        with pytest.raises(error, match=r"target_params must be a number, or a share"):
+            plan.target("params", wrong)
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"target_params must be finite"):
+            plan.target("params", wrong)
+    assert plan.target("params", " 90 % ") == plan.target("params", "90%")
 
 
 def test_whole_model_counts_are_those_of_the_network_made():

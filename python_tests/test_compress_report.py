@@ -145,10 +145,47 @@ def test_the_whole_run_resumes_where_it_was_interrupted(tmp_path):
     assert all(torch.equal(state[name], other[name]) for name in state)
 
 
+def test_a_new_run_does_not_go_on_from_an_older_ones_training(tmp_path):
+    options = {"baselines": 0, "report": False, "operators": "N_3x3", "target_params": None}
+    first = whole(tmp_path, **options)
+
+    def stop(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        whole(tmp_path, settings=short(finetune_lr=0.0), progress=stop, **options)
+    again = whole(tmp_path, settings=short(finetune_lr=0.0), resume=True, **options)
+    assert again.tuning[0]["loss"] != first.tuning[0]["loss"]
+
+
+def test_an_evaluation_gives_any_number_and_what_cannot_is_refused_first(tmp_path):
+    given = {"baselines": 0, "report": False, "names": "block1.conv1", "target_params": None}
+    result = whole(tmp_path, evaluate=lambda network: torch.tensor(float("nan")), **given)
+    stored = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
+    assert stored["accuracy"] is None and type(result.accuracy) is float
+    assert compress.load(tmp_path, network())[1].notes["accuracy"] is None
+    for wrong, error, text in (
+        ({"evaluate": 5}, TypeError, "evaluate must be a function of a network or a loader; got 5"),
+        ({"evaluate": iter(batches(1))}, ValueError, "evaluate must be readable more than once"),
+        ({"evaluate": lambda network: None}, TypeError, "evaluate must return a number; got None"),
+        ({"weights": "pickle"}, ValueError, "weights must be one of 'safetensors', 'torch'; got 'pickle'"),
+        ({"baselines": -1}, ValueError, "baselines must be at least 0; got -1"),
+        ({"settings": "paper"}, TypeError, "settings must be Settings; got 'paper'"),
+        ({"out": tmp_path / "result.json"}, OSError, "result.json"),
+    ):
+        told = []
+        with pytest.raises(error, match=text):
+            whole(tmp_path / "new", **{**given, "progress": told.append, **wrong})
+        assert told == []
+
+
 def test_command_dry_run_and_errors(capsys):
     assert cli.main(["compress", "--dry-run", "--operators", "SOP8"]) == 0
     printed = capsys.readouterr().out
     assert "layers are replaced" in printed and "params, whole" in printed and "latency, whole" in printed
+    assert cli.main(["compress", "--dry-run", "--operators", "Sep_3x3"]) == 0
+    assert "without" not in capsys.readouterr().out
     assert cli.main(["compress", "--dry-run", "--target-params", "1%"]) == 1
     assert re.search(r"^lightkernels: compress: target_params must be at least .*Hint", capsys.readouterr().err)
     assert cli.main(["compress", "--dry-run", "--model", "no_such_net"]) == 1

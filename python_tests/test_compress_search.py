@@ -352,6 +352,29 @@ def test_a_searcher_wants_the_plan_of_its_model():
         settings().lam = 2
 
 
+def test_arguments_of_the_wrong_type_are_refused_before_anything_is_trained(tmp_path):
+    net, plan = made(names="block1.conv1")
+    with pytest.raises(
+        TypeError, match=r"settings must be Settings; got 'paper'. Hint: preset\(\"paper\"\) makes them"
+    ):
+        compress.search(net, plan, batches(1), "paper")
+    with pytest.raises(TypeError, match=r"target must be a Target; got '50%'. Hint: plan.target"):
+        compress.search(net, plan, batches(1), settings(), target="50%")
+    with pytest.raises(TypeError, match=r"recipe must be a Recipe; got dict"):
+        compress.search(net, plan, batches(1), settings(), recipe={"amp": None})
+    with pytest.raises(TypeError, match=r"plan must be the Plan that reconstruct returned; got None"):
+        compress.search(net, None, batches(1), settings())
+    with pytest.raises(TypeError, match=r"clip_norm must be a number; got 'a'"):
+        settings(clip_norm="a")
+    (tmp_path / "file").touch()
+    told = []
+    with pytest.raises(OSError, match="file"):
+        compress.search(
+            net, plan, batches(1), settings(), checkpoint=tmp_path / "file" / "search.pt", progress=told.append
+        )
+    assert told == []
+
+
 def test_a_search_that_diverges_stops_and_keeps_its_checkpoint(tmp_path):
     net, plan = made()
     path = tmp_path / "search.pt"

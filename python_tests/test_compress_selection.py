@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import Function
 
 from lightkernels._core import native
@@ -248,7 +249,18 @@ def test_gates_stay_wide():
     layer = Selection(("N_3x3_2", "N_3x3"), 8, 8)
     before = layer.alpha.detach().clone()
     assert torch.equal(layer.bfloat16().alpha, before) and layer.branches[0].conv.weight.dtype == torch.bfloat16
-    assert layer.double().alpha.dtype == torch.float64
+    layer.slope()
+    assert layer.double().alpha.dtype == torch.float64 == layer.slope().dtype
+
+
+def test_tensors_without_memory_reach_no_kernel():
+    """Fake ones say that they are on the CPU; a kernel that read them would end the process."""
+    for name in ("Fire", "Sep_res_5x5_8"):
+        layer = Selection((name, "N_3x3"), 16, 16)
+        layer.set_index(0)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert layer(torch.randn(2, 16, 4, 4)).shape == (2, 16, 4, 4)
+        assert layer(torch.randn(0, 16, 4, 4)).shape == (0, 16, 4, 4)
 
 
 @pytest.mark.parametrize("code", [2, 5])

@@ -69,7 +69,8 @@ def _run(out: Console, options: Options) -> int:
     train, test = loaders() if options.data == "digits" else _pair(options.data, loaders())
     changes = {"epochs": options.epochs, "finetune_epochs": options.finetune_epochs}
     settings = package.preset(options.preset, **{k: v for k, v in changes.items() if v is not None})
-    names: str | list[str] = options.operators.split(",") if "," in options.operators else options.operators
+    listed = [name.strip() for name in options.operators.split(",") if name.strip()]
+    names: str | list[str] = listed if len(listed) > 1 else options.operators.strip(" ,")
     where: dict[str, Any] = {"names": options.names or "*", "sizes": tuple(options.sizes), "pools": options.pools}
     where["order"] = "paper" if options.preset == "paper" else "cost"
     images = next(iter(train))[0][:16].to(options.device)

@@ -74,6 +74,9 @@ class Architecture:
                     f"lightkernels {content.get('written_by', 'unknown')}. Hint: compress again with this release"
                 )
             layers = tuple(Layer(**layer) for layer in content.pop("layers"))
+            network = content.get("network")
+            if network is not None and not isinstance(network["name"], str):
+                raise KeyError("name")
             return cls(layers, **content)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             reason = f"another text ({type(error).__name__}: {error})"
@@ -173,7 +176,7 @@ def load(folder: str | Path, network: nn.Module | None = None) -> tuple[nn.Modul
     """
     folder = Path(folder)
     where = folder / "architecture.json"
-    architecture = Architecture.from_json(where.read_text(encoding="utf-8"), str(where))
+    architecture = Architecture.from_json(where.read_text(encoding="utf-8", errors="replace"), str(where))
     if network is None:
         if architecture.network is None:
             raise ArchitectureError(

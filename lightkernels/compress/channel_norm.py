@@ -90,7 +90,8 @@ def _native_kind(module: Any) -> Any:
 
 
 def _is_plain(z: Tensor) -> bool:
-    return z.dtype is torch.float32 and z.is_cpu and z.is_contiguous() and z.numel() > 0
+    # A subclass may have no memory to read, such as a fake tensor.
+    return type(z) is Tensor and z.dtype is torch.float32 and z.is_cpu and z.is_contiguous() and z.numel() > 0
 
 
 def in_planes(x: Tensor) -> Tensor:
@@ -189,7 +190,7 @@ def mixed_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, d: Tensor, act: Act = "non
     """
     w = conv.weight
     n, c, height, width = d.shape
-    if d.dtype is not torch.float32 or not d.is_cpu or not n * c * height * width:
+    if type(d) is not Tensor or d.dtype is not torch.float32 or not d.is_cpu or not n * c * height * width:
         return None
     if d.stride()[1:] != (height * width, width, 1) or d.stride(0) % (height * width):
         return None

@@ -31,9 +31,11 @@ def _on_meta(name: str, in_channels: int, out_channels: int, stride: int, size: 
 
 
 @functools.cache
-def _seconds(name: str, shape: tuple[int, int, int], size: Size, batch: int, device: str, threads: int) -> float:
-    module = build_operator(name, *shape, device=device).eval()
-    x = torch.randn(batch, shape[0], *size, device=device)
+def _seconds(
+    name: str, shape: tuple[int, int, int], size: Size, batch: int, device: str, dtype: torch.dtype, threads: int
+) -> float:
+    module = build_operator(name, *shape, device=device, dtype=dtype).eval()
+    x = torch.randn(batch, shape[0], *size, device=device, dtype=dtype)
 
     def run() -> None:
         module(x)
@@ -61,13 +63,13 @@ class Cost:
         """Scales and shifts of its norms, which the paper does not count."""
         return _on_meta(self.name, self.in_channels, self.out_channels, self.stride, self.size)[2]
 
-    def latency(self, batch: int = 1, device: str | torch.device = "cpu") -> float:
+    def latency(self, batch: int = 1, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> float:
         """Seconds of one forward pass of `batch` images in evaluation on this machine, the least of many.
 
-        Measured once for a process, device and number of threads.
+        Measured once for a process, device, type and number of threads.
         """
         shape = (self.in_channels, self.out_channels, self.stride)
-        return _seconds(self.name, shape, self.size, batch, str(device), torch.get_num_threads())
+        return _seconds(self.name, shape, self.size, batch, str(device), dtype, torch.get_num_threads())
 
 
 def cost(name: str, in_channels: int, out_channels: int, stride: int = 1, size: int | Size = (32, 32)) -> Cost:

@@ -40,8 +40,12 @@ def architecture_of(plan: Plan, found: Codes, network: Mapping[str, Any] | None 
 
 def chosen(model: nn.Module, plan: Plan) -> list[int]:
     """The active operator of every site of a supernet."""
-    found = selections(model)
-    return [found[site.name].index() for site in plan.sites]
+    found, expected = selections(model), [site.name for site in plan.sites]
+    hint = "reconstruct returns both; without a wrapper around the model"
+    require(
+        set(expected) <= set(found), "derive", "model", f"have selection operators at {expected}", sorted(found), hint
+    )
+    return [found[name].index() for name in expected]
 
 
 def derive(

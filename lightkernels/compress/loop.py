@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from lightkernels._core.spec import require
+from lightkernels._core.spec import fail_type, require
 
 T = TypeVar("T")
 Loss = Callable[[Any, Any], Tensor]
@@ -125,6 +125,8 @@ class Trainer:
         clip_norm: float | None = None,
         also: Optimizer | None = None,
     ) -> None:
+        if not isinstance(recipe, Recipe):
+            fail_type("search", "recipe", "be a Recipe", recipe)
         self.recipe, self.also, self.clip_norm, self.device = recipe, also, clip_norm, device_of(model)
         self.weights = [p for p in weights if p.requires_grad]
         if recipe.optimizer is None:

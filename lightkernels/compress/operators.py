@@ -314,12 +314,21 @@ def register_operator(
     )
 
 
+def _is_known(name: str) -> bool:
+    try:
+        return kind_of(name) is not None
+    except ValueError:
+        return False
+
+
 def operator_set(operators: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of a set called by its name, or the names themselves, all known and none twice."""
+    """The names of a set called by its name, one operator's name, or names; all known and none twice."""
     op = "operator_set"
     if isinstance(operators, str):
         close = difflib.get_close_matches(operators, SETS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the sets are {', '.join(SETS)}; or pass a list of names."
+        if operators not in SETS and _is_known(operators):
+            return (operators,)
         require(operators in SETS, op, "operators", "be a set's name or operators' names", operators, hint=hint)
         return SETS[operators]
     if not isinstance(operators, Sequence):

@@ -25,8 +25,6 @@ def leaving() -> bool:
 class GroupedConv2d(nn.Conv2d):
     """``nn.Conv2d`` without bias and with same padding; narrow ones of the CPU run as all taps of their window."""
 
-    cells: Tensor
-
     def __init__(
         self,
         in_channels: int,
@@ -48,10 +46,9 @@ class GroupedConv2d(nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        cells = torch.arange(kernel_size * kernel_size, device=device)[None]
-        self.register_buffer("cells", cells, persistent=False)
-        if not cells.is_meta:
-            sets.trust(cells, kernel_size)
+        # No buffer: it belongs to the CPU alone, whatever becomes of the parameters, and a module built on meta has it.
+        self.cells = torch.arange(kernel_size * kernel_size, device="cpu")[None]
+        sets.trust(self.cells, kernel_size)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.in_channels > _NARROW * self.groups or not input.is_cpu or leaving():

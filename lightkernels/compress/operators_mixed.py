@@ -28,7 +28,9 @@ def can_mix(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
     """Whether the active operator may run these two as one: nobody sees what is between."""
     if type(conv) is not GroupedConv2d or type(norm) is not nn.BatchNorm2d or not norm.training:
         return False
-    if conv.in_channels > _FEW * conv.groups or not x.is_cpu or x.dtype is not torch.float32:
+    if conv.in_channels > _FEW * conv.groups or type(x) is not Tensor or not x.is_cpu:
+        return False
+    if x.dtype is not torch.float32:
         return False
     if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or leaving():
         return False

@@ -309,7 +309,8 @@ class ResidualSeparable(Operator):
 
     def _run(self, x: Tensor, first: Tensor | None = None) -> tuple[Features, Again | None]:
         """The features, and what makes h again where backward shall not keep it."""
-        unit, repeats = self.unit1, Repeats()
+        unit = self.unit1
+        repeats: Repeats = []
         (z,) = unit.features(x, first)
         h = norm_act(unit.norm, z, "relu", unit.shuffle, repeats, x)
         again = Again(h, repeats[0]) if repeats else None
@@ -329,10 +330,10 @@ class ResidualSeparable(Operator):
             return self.unit2.end(features[0], h, again if self.residual else None), features
 
     def _at_once(self, x: Tensor, own: Own | None) -> Tensor:
-        repeats = Repeats()
+        repeats: Repeats = []
         with running_as("active"):
             h = self.unit1.at_once(x, repeats, x)
-        again = Again(h, repeats[0])
+        again = Again(h, repeats[0]) if repeats else None
         with running_as("active", own):
             return self.unit2.at_once(h, None, h if self.residual else None, again)
 
@@ -368,7 +369,7 @@ class Fire(Normed):
         self._close()
 
     def features(self, x: Tensor, first: Tensor | None = None) -> Features:
-        repeats = Repeats()
+        repeats: Repeats = []
         narrow = norm_act(self.squeeze_norm, self.squeeze(x), "relu", None, repeats)
         with Again(narrow, repeats[0]).left_out() if repeats else contextlib.nullcontext():
             return (joined(self.expand1(narrow), self.expand3(narrow)),)

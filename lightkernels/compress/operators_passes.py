@@ -107,7 +107,8 @@ def wide(t: Tensor) -> Tensor:
 
 
 def is_quick(norm: nn.Module, z: Tensor) -> bool:
-    return type(norm) is nn.BatchNorm2d and z.dtype.itemsize >= 4
+    # A subclass may have no memory to read or to recognise it by, such as a fake tensor.
+    return type(norm) is nn.BatchNorm2d and type(z) is Tensor and z.dtype.itemsize >= 4
 
 
 def sums(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -380,7 +381,8 @@ class Again:
 
 
 def _keeps_little(x: Tensor) -> bool:
-    return _pass.kind == "active" and torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    plain = type(x) is Tensor and not torch.is_autocast_enabled(x.device.type)
+    return _pass.kind == "active" and torch.is_grad_enabled() and plain
 
 
 def recomputed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from lightkernels.compress.plan import METRICS, SCOPES, Metric, Plan, Scope, Tar
 from lightkernels.compress.progress import Progress
 from lightkernels.compress.reconstruct import Order, Patterns, measure_latencies, plan, supernet
 from lightkernels.compress.search import Evaluate, Record, finetune, search
-from lightkernels.compress.settings import Settings, preset
+from lightkernels.compress.settings import Settings, checked
 from lightkernels.compress.trace import Inputs, run, tensors
-from lightkernels.train.files import atomic_write
+from lightkernels.nn._arguments import one_of
+from lightkernels.train.files import atomic_write, finite, writable
 
 _LATENCY_BATCH = 16
 
@@ -160,7 +161,11 @@ def compress(
     if not isinstance(model, nn.Module):
         fail_type("compress", "model", "be an nn.Module", model)
     require(out is not None or not resume, "compress", "out", "be a folder to resume from", out)
-    settings = preset() if settings is None else settings
+    settings = checked("compress", settings)
+    one_of("compress", "weights", weights, ("safetensors", "torch"))
+    if not isinstance(baselines, int) or isinstance(baselines, bool):
+        fail_type("compress", "baselines", "be an int", baselines)
+    require(baselines >= 0, "compress", "baselines", "be at least 0", baselines)
     folder = None if out is None else Path(out)
     if folder is not None:
         if report:
@@ -176,6 +181,13 @@ def compress(
         found_plan = measure_latencies(found_plan, model, inputs)
     target = _target(found_plan, scope, params=target_params, macs=target_macs, latency=target_latency)
     recipe = recipe or Recipe()
+    if folder is not None and rank() == 0:
+        writable(folder)
+        for old in () if resume else ("fine-tune", "uncompressed", "random-*"):
+            for stale in folder.glob(f"{old}.pt"):
+                stale.unlink()  # of an earlier run: with resume this one would go on from it
+    # First, so that a function that cannot be used says so before the search.
+    before = None if judge is None or train_original else judge(model)
 
     def path(name: str) -> Path | None:
         return None if folder is None else folder / name
@@ -203,12 +215,11 @@ def compress(
         result.tuning = train(small, "fine-tune", settings.finetune_epochs, settings.finetune_lr)
     whole = settings.epochs + settings.finetune_epochs
     if judge is not None:
-        result.accuracy = judge(small)
-        before = model
+        result.accuracy, result.accuracy_before = judge(small), before
         if train_original:
-            before = _fresh(model, seed)
-            train(before, "uncompressed", whole, settings.lr)
-        result.accuracy_before = judge(before)
+            fresh = _fresh(model, seed)
+            train(fresh, "uncompressed", whole, settings.lr)
+            result.accuracy_before = judge(fresh)
     metric: Metric = "params" if target is None or target.metric == "latency" else target.metric
     cost = found_plan.cost(found, metric)
     for i, drawn in enumerate(_drawn(found_plan, baselines, metric, cost, seed)):
@@ -223,12 +234,12 @@ def compress(
         result.baselines.append(Baseline(found_plan.names(drawn), params, macs, reached))
     result.seconds = whole_latency(model, small, inputs)
     result.architecture = replace(
-        architecture, notes={"pcr": result.pcr, "fcr": result.fcr, "accuracy": result.accuracy}
+        architecture, notes=finite({"pcr": result.pcr, "fcr": result.fcr, "accuracy": result.accuracy})
     )
     if folder is not None and rank() == 0:
         save(folder, small, result.architecture, weights)
         with atomic_write(folder / "result.json") as temporary:
-            temporary.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(finite(result.as_dict()), indent=2) + "\n", encoding="utf-8")
         if report:
             from lightkernels.compress.report import write_report
 
@@ -280,10 +291,22 @@ def _fresh(model: nn.Module, seed: int) -> nn.Module:
 
 
 def _judge(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
-    if evaluate is None or callable(evaluate):
-        return evaluate
-    loader = evaluate
-    return lambda network: accuracy(network, loader)
+    if evaluate is None:
+        return None
+    if not callable(evaluate) and not isinstance(evaluate, Iterable):
+        fail_type("compress", "evaluate", "be a function of a network or a loader", evaluate)
+    hint = "an iterator can be read once only; give a DataLoader or a list"
+    again = callable(evaluate) or not isinstance(evaluate, Iterator)
+    require(again, "compress", "evaluate", "be readable more than once", evaluate, hint)
+
+    def judge(network: nn.Module) -> float:
+        found: Any = evaluate(network) if callable(evaluate) else accuracy(network, evaluate)
+        try:
+            return float(found)
+        except (TypeError, ValueError):
+            fail_type("compress", "evaluate", "return a number", found)
+
+    return judge
 
 
 def _example(loader: Iterable[Any], device: torch.device) -> torch.Tensor:

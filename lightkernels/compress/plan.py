@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
-from lightkernels._core.spec import require
+from lightkernels._core.spec import fail_type, require
 from lightkernels.compress.sites import Option, Site
 from lightkernels.nn._arguments import one_of
 
@@ -154,12 +156,15 @@ class Plan:
         one_of("compress", "scope", scope, SCOPES)
         found = self.range(metric, scope)
         if isinstance(value, str):
-            number = value.strip().removesuffix("%")
-            percent = value.strip().endswith("%") and number.replace(".", "", 1).isdigit()
+            number = value.strip().removesuffix("%").strip()
+            percent = value.strip().endswith("%") and number.isascii() and number.replace(".", "", 1).isdigit()
             require(percent, "compress", f"target_{metric}", 'be a number, or a share such as "40%"', value)
             bound = found.before * float(number) / 100
         else:
+            if not isinstance(value, Real) or isinstance(value, bool):
+                fail_type("compress", f"target_{metric}", 'be a number, or a share such as "40%"', value)
             bound = float(value)
+            require(math.isfinite(bound), "compress", f"target_{metric}", "be finite", value)
         reached = found.before / found.least if found.least else float("inf")
         require(
             bound >= found.least,

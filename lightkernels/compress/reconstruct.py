@@ -20,7 +20,7 @@ from lightkernels.compress.selection import Selection, selections
 from lightkernels.compress.sites import Choice, Finder, Site
 from lightkernels.compress.trace import CONVOLUTIONS, Inputs, evaluating, run, tensors, trace
 from lightkernels.nn import MultiDepthwiseConv2d
-from lightkernels.nn._arguments import one_of
+from lightkernels.nn._arguments import int_tuple, one_of
 from lightkernels.nn.convert import convert
 
 Patterns = str | Sequence[str]
@@ -66,8 +66,11 @@ def plan(
     require(wrapper not in _WRAPPERS, "reconstruct", "model", "be a network without a wrapper", wrapper, hint)
     inside = next((name for name, m in model.named_modules() if isinstance(m, Selection)), None)
     require(inside is None, "reconstruct", "model", "have no selection operators yet", inside)
-    patterns = (names,) if isinstance(names, str) else tuple(names)
-    choice = Choice(patterns, tuple(sizes), pools, keep_first, order)
+    patterns = (names,) if isinstance(names, str) else names
+    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+        fail_type("reconstruct", "names", "be a pattern of layers' names or several", names)
+    kernels = int_tuple("reconstruct", "sizes", sizes, "an int or a sequence of ints")
+    choice = Choice(tuple(patterns), kernels, pools, keep_first, order)
     traced = trace(model, example_inputs)
     finder = Finder(model, traced, operator_set(operators), choice)
     answers = {name: finder.look(name) for name, _ in model.named_modules()}
@@ -222,6 +225,8 @@ def measure_latencies(plan: Plan, model: nn.Module, example_inputs: Inputs, *, m
     """
     first = next(tensors(example_inputs))
     device, batch = first.device, first.shape[0]
+    # Of the layers, not of the images, which may be integers.
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     copied = copy.deepcopy(model).eval()
     modules = dict(copied.named_modules())
     memo: dict[tuple[object, ...], float] = {}
@@ -242,13 +247,13 @@ def measure_latencies(plan: Plan, model: nn.Module, example_inputs: Inputs, *, m
         key = (site.kind, site.in_channels, site.out_channels, site.stride, site.size)
         if key not in memo:
             parts = [modules[site.name], *([modules[site.norm]] if site.norm else [])]
-            x = torch.randn(batch, site.in_channels, *site.size, device=device, dtype=first.dtype)
+            x = torch.randn(batch, site.in_channels, *site.size, device=device, dtype=dtype)
             memo[key] = seconds(synced(nn.Sequential(*parts), x))
         return memo[key]
 
     def option(site: Site, name: str) -> float:
         counted = cost(name, site.in_channels, site.out_channels, site.stride, size=site.size)
-        return counted.latency(batch=batch, device=str(device))
+        return counted.latency(batch=batch, device=str(device), dtype=dtype)
 
     with evaluating(copied):
         found = Latencies(

@@ -19,8 +19,8 @@ from lightkernels.compress.loop import Recipe, Trainer, agreed, batches, device_
 from lightkernels.compress.plan import Plan, Target
 from lightkernels.compress.progress import Progress, Reporter, reporting
 from lightkernels.compress.searcher import Searcher
-from lightkernels.compress.settings import Settings, preset
-from lightkernels.train.files import atomic_write
+from lightkernels.compress.settings import Settings, checked
+from lightkernels.train.files import atomic_write, finite, writable
 
 Evaluate = Callable[[nn.Module], float]
 Record = dict[str, Any]
@@ -40,6 +40,9 @@ class Phase:
     records: list[Record] = field(default_factory=list)
 
     def run(self, model: nn.Module, loader: Iterable[Any], progress: Progress, resume: bool) -> list[Record]:
+        for path in (self.checkpoint, self.log):
+            if path is not None and rank() == 0:
+                writable(path.parent)
         start = self.restore(model, loader) if resume else 0
         with training(model), reporting(progress if rank() == 0 else False, self.title, self.epochs) as reporter:
             for epoch in range(start, self.epochs):
@@ -84,7 +87,9 @@ class Phase:
             files.save(self.checkpoint, content, loader)
         if self.log is not None and rank() == 0:
             with atomic_write(self.log) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+                temporary.write_text(
+                    "".join(json.dumps(finite(record)) + "\n" for record in self.records), encoding="utf-8"
+                )
 
     def restore(self, model: nn.Module, loader: Iterable[Any]) -> int:
         require(self.checkpoint is not None, "search", "resume", "come with a checkpoint's path", True)
@@ -142,7 +147,7 @@ def search(
 
     Source: section 3 of the paper; Eq. 3 to 8.
     """
-    settings = preset() if settings is None else settings
+    settings = checked("search", settings)
     searcher = Searcher(model, plan, settings, target=target, seed=seed)
     trainer = Trainer(
         model,

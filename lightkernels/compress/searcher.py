@@ -15,7 +15,7 @@ from lightkernels._core.spec import fail_type, require
 from lightkernels.compress.derive import chosen
 from lightkernels.compress.plan import Metric, Plan, Target
 from lightkernels.compress.selection import Selection, selections, sync_codes
-from lightkernels.compress.settings import Settings
+from lightkernels.compress.settings import Settings, checked
 
 _LAM_RANGE = (1e-5, 10.0)
 _GAIN = 1.5
@@ -63,11 +63,16 @@ class Searcher:
     ) -> None:
         if not isinstance(model, nn.Module):
             fail_type("search", "model", "be an nn.Module", model)
+        if not isinstance(plan, Plan):
+            fail_type("search", "plan", "be the Plan that reconstruct returned", plan)
+        if target is not None and not isinstance(target, Target):
+            fail_type("search", "target", "be a Target", target, 'plan.target("params", "40%") makes one')
         found = selections(model)
         expected = [site.name for site in plan.sites]
         same = sorted(found) == sorted(expected)
         hint = "reconstruct returns both"
         require(same, "search", "model", f"have selection operators at {expected}", sorted(found), hint)
+        settings = checked("search", settings)
         self.model, self.plan, self.settings, self.target = model, plan, settings, target
         self.selections: list[Selection] = [found[name] for name in expected]
         gates = {id(s.alpha) for s in self.selections}
@@ -196,7 +201,8 @@ class Searcher:
             selection.forced = None
         lam = self.lam if self.phase == "search" else 0.0
         if self.phase == "search":
-            self.gate_schedule.step()
+            if any(map(len, self.gates)):  # else their optimiser has no step to schedule
+                self.gate_schedule.step()
             if self.target is not None:
                 self._steer(self.target)
         if self.epoch + 1 == self.settings.epochs and self.settings.freeze_epochs == 0:

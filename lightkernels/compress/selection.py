@@ -290,6 +290,8 @@ class Selection(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Selection:
         before = self.alpha.detach()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # What is remembered of the gates is of their old type and device.
+        self._read, self._sloped, self._held = None, None, None
         if self.alpha.dtype.itemsize < 4:
             self.alpha.data = before.to(self.alpha.device)
         return self

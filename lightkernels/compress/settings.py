@@ -11,6 +11,10 @@ import torch
 from lightkernels._core.spec import fail_type, require
 from lightkernels.nn._arguments import one_of, positive_int
 
+_NUMBERS = (
+    *("lam", "lr", "momentum", "weight_decay", "gate_lr", "gate_weight_decay", "gate_gamma", "finetune_lr"),
+    *("clip_norm", "share", "undecided"),
+)
 Objective = Literal["paper", "params", "macs", "latency"]
 GateDtype = Literal["same", "auto", "bfloat16"]
 
@@ -67,8 +71,10 @@ class Settings:
         phases = self.warmup_epochs + self.freeze_epochs
         hint = "in the epochs between warm-up and freeze the gates learn"
         require(phases < self.epochs, "search", "epochs", f"exceed warm-up and freeze, {phases}", self.epochs, hint)
-        for name in ("lam", "lr", "momentum", "weight_decay", "gate_lr", "gate_weight_decay", "finetune_lr", "share"):
+        for name in _NUMBERS:
             value = getattr(self, name)
+            if name == "clip_norm" and value is None:
+                continue
             if not isinstance(value, int | float) or isinstance(value, bool):
                 fail_type("search", name, "be a number", value)
             require(math.isfinite(value) and value >= 0, "search", name, "be at least 0", value)
@@ -109,6 +115,15 @@ PRESETS = {
         clip_norm=1.0,
     ),
 }
+
+
+def checked(op: str, settings: Settings | None) -> Settings:
+    """The settings given, or the recommended ones."""
+    if settings is None:
+        return preset()
+    if not isinstance(settings, Settings):
+        fail_type(op, "settings", "be Settings", settings, 'preset("paper") makes them')
+    return settings
 
 
 def preset(name: str = "recommended", **changes: Any) -> Settings:

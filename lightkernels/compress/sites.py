@@ -13,7 +13,7 @@ from torch import nn
 from lightkernels.compress import operators as ops
 from lightkernels.compress.cost import cost
 from lightkernels.compress.trace import CONVOLUTIONS, Call, Trace
-from lightkernels.nn.convert import why_not_plain
+from lightkernels.nn.convert import has_hooks, why_not_plain
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class Finder:
             return "it did not run with these example inputs" if type(layer) is nn.Conv2d else _foreign(layer)
         if len(calls) > 1:
             return f"it runs {len(calls)} times in one pass"
+        if calls[0].by_name:
+            return "its input is a keyword argument, which the operators do not have"
         if isinstance(layer, nn.MaxPool2d):
             return self.pool(name, layer, calls[0])
         if not isinstance(layer, nn.Conv2d):
@@ -100,6 +102,8 @@ class Finder:
             return f"its padding mode is {conv.padding_mode!r}, the operators pad with zeros"
         if any(self.owners[id(p)] > 1 for p in conv.parameters()):
             return "it shares a parameter with another layer"
+        if name in self.trace.touched:
+            return "its parameters are read from outside of it"
         stride, reason = _stride(conv.stride, call)
         if reason is not None:
             return reason
@@ -139,7 +143,8 @@ class Finder:
         norm = self.modules[reader.name]
         plain = type(norm) is nn.BatchNorm2d and norm.num_features == channels
         shared = any(self.owners[id(p)] > 1 for p in norm.parameters())
-        return reader.name if plain and not shared and len(self.trace.of(reader.name)) == 1 else None
+        watched = has_hooks(norm) or reader.name in self.trace.touched
+        return reader.name if plain and not shared and not watched and len(self.trace.of(reader.name)) == 1 else None
 
     def site(
         self, name: str, kind: str, ci: int, co: int, stride: int, size: tuple[int, int], norm: str | None, was: Option

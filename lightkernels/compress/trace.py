@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightkernels._core.spec import fail_type
+from lightkernels._core.spec import fail_type, require
 from lightkernels.nn import MultiDepthwiseConv2d, RSDC2d
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -34,14 +34,19 @@ class Call:
     made: int
     size: tuple[int, int]
     out: tuple[int, int]
+    by_name: bool = False  # its input was a keyword argument
 
 
 @dataclass
 class Trace:
-    """What one pass showed. ``macs`` are the whole model's multiply-adds for one image."""
+    """What one pass showed. ``macs`` are the whole model's multiply-adds for one image.
+
+    ``touched`` are watched modules of which something else asked for a parameter or a buffer.
+    """
 
     calls: list[Call] = field(default_factory=list)
     readers: Counter[int] = field(default_factory=Counter)
+    touched: set[str] = field(default_factory=set)
     macs: int = 0
 
     def of(self, name: str) -> list[Call]:
@@ -122,18 +127,30 @@ class _Recorder(TorchFunctionMode):
             self.write(tensor)
         return result
 
-    def enter(self, module: nn.Module, args: Any) -> None:
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.inside += 1
 
-    def leave(self, name: str, args: Any, output: Any) -> None:
+    def spy(self, name: str, module: nn.Module) -> None:
+        """Notes who asks for the module's tensors; ``nn.Module`` finds them by ``__getattr__``."""
+        kind = type(module)
+
+        def getattr_of(owner: nn.Module, attribute: str) -> Any:
+            if not self.inside:
+                self.trace.touched.add(name)
+            return kind.__getattr__(owner, attribute)
+
+        module.__class__ = type(kind.__name__, (kind,), {"__getattr__": getattr_of})
+
+    def leave(self, name: str, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         self.inside -= 1
+        args, by_name = (*args, *kwargs.values()), not args
         if self.inside or not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             return
         (read,) = self.read(args[0])
         self.trace.readers[read] += 1
         if args[0].dim() == 4 and output.dim() == 4:
             (h, w), (ho, wo) = args[0].shape[2:], output.shape[2:]
-            self.trace.calls.append(Call(name, read, self.write(output), (h, w), (ho, wo)))
+            self.trace.calls.append(Call(name, read, self.write(output), (h, w), (ho, wo), by_name))
         else:
             self.write(output)
 
@@ -149,16 +166,21 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     model, recorder = copy.deepcopy(model), _Recorder()
 
     def watch(name: str, module: nn.Module) -> None:
-        module.register_forward_pre_hook(recorder.enter)
-        module.register_forward_hook(lambda _, args, output: recorder.leave(name, args, output))
+        module.register_forward_pre_hook(recorder.enter, with_kwargs=True)
+        module.register_forward_hook(
+            lambda _, args, kwargs, output: recorder.leave(name, args, kwargs, output), with_kwargs=True
+        )
+        if type(module) in (nn.Conv2d, nn.BatchNorm2d):
+            recorder.spy(name, module)
 
     for name, module in model.named_modules():
         if isinstance(module, _WATCHED):
             watch(name, module)
     images = next((t.shape[0] for t in tensors(example_inputs) if t.dim() == 4), 1)
+    require(images > 0, "reconstruct", "example_inputs", "have at least one image", images)
     with evaluating(model), FlopCounterMode(display=False) as counter:
         with recorder:
             output = run(model, example_inputs)
         recorder.trace.readers.update(recorder.read(output))
-    recorder.trace.macs = int(counter.get_total_flops()) // 2 // max(1, images)
+    recorder.trace.macs = int(counter.get_total_flops()) // 2 // images
     return recorder.trace

@@ -200,7 +200,9 @@ def why_not_plain(conv: nn.Conv2d, sizes: Sequence[int], depthwise: bool) -> str
         return f"its kernel is {rows}x{columns}, not {' or '.join(f'{k}x{k}' for k in sizes)}"
     if conv.groups > 1 and conv.groups == conv.in_channels and not depthwise:
         return "it is depthwise (depthwise=True converts it)"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(conv, name) for name in hooks):
-        return "it has hooks, which would be lost"
-    return None
+    return "it has hooks, which would be lost" if has_hooks(conv) else None
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(layer, kind) for kind in kinds)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def writable(folder: str | Path) -> None:
@@ -14,6 +16,15 @@ def writable(folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def finite(tree: Any) -> Any:
+    """What JSON can hold: None in the place of numbers that are not finite."""
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else None
+    if isinstance(tree, Mapping):
+        return {key: finite(value) for key, value in tree.items()}
+    return [finite(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 @contextmanager

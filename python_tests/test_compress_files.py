@@ -177,11 +177,11 @@ def test_onnx_at_two_batch_sizes(tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), derived(images(number)), rtol=1e-4, atol=1e-5)
 
 
-def test_derived_networks_compile_whole_and_trace():
+def test_derived_layers_compile_whole_and_networks_trace():
     net, plan = supernet([4, 7, 2, 1])
     derived = compress.derive(net, plan)[0]
-    compiled = torch.compile(derived, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images()), derived(images()))
+    layer, x = derived.get_submodule(SITES[0]), torch.randn(2, 16, 4, 4)  # a Fire, whose norms are two
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.jit, that it is old
         traced = torch.jit.trace(derived.eval(), images(2))

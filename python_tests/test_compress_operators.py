@@ -22,6 +22,10 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "lwdc.json").read_text()
 OWN = ("RSDC_5x5_2", "Multi_357_2", "Multiception")
 
 
+def test_one_operator_is_a_set_of_its_own():
+    assert operators.operator_set("N_3x3_32") == ("N_3x3_32",)
+
+
 def test_sets_are_the_papers():
     assert {name: list(SETS[name]) for name in GOLDEN["sets"]} == GOLDEN["sets"]
 

@@ -381,8 +381,8 @@ class Again:
 
 
 def _keeps_little(x: Tensor) -> bool:
-    plain = type(x) is Tensor and not torch.is_autocast_enabled(x.device.type)
-    return _pass.kind == "active" and torch.is_grad_enabled() and plain
+    active = _pass.kind == "active" and torch.is_grad_enabled() and type(x) is Tensor
+    return active and not torch.is_autocast_enabled(x.device.type)
 
 
 def recomputed(

@@ -140,4 +140,21 @@ LK_DEVICE i64 place_of(const Problem& p, const Steps& s, i64 pixel) {
   return pixel * s.image + inside * s.pixel;
 }
 
+// What a block of a product has: a tile of pixels, and groups from `first` to before `last`.
+struct Share {
+  i64 tile;
+  int first, last;
+};
+
+// A block's share; and where its pixels lie in x, then in y, which are there behind a barrier.
+LK_DEVICE Share share_of(const Problem& p, int splits, int together, int pixels, int threads, i64* places) {
+  i64 tile = block_x();
+  const int first = take(tile, splits) * together, after = first + together;
+  for (int m = tid(); m < pixels; m += threads) {
+    places[m] = place_of(p, p.x, tile * pixels + m);
+    places[pixels + m] = place_of(p, p.y, tile * pixels + m);
+  }
+  return {tile, first, after < p.groups ? after : p.groups};
+}
+
 }  // namespace lk::condensed_conv2d::cuda

@@ -85,15 +85,9 @@ struct ProductBack : ProductTile<T, kN_, true> {
     A* out = reinterpret_cast<A*>(stages + 2 * kStage);
     A* sums_of = out + kN * kWide;
     i64* from = reinterpret_cast<i64*>(sums_of + 2 * kChunks * kN);  // each pixel's place in x, then in y
-    i64 tile = block_x();
-    const int first = take(tile, a.splits) * a.together;
-    for (int m = tid(); m < kM; m += kThreads) {
-      from[m] = place_of(p, p.x, tile * kM + m);
-      from[kM + m] = place_of(p, p.y, tile * kM + m);
-    }
+    const Share mine = share_of(p, a.splits, a.together, kM, kThreads, from);
     Loader loader;
-    loader.at = {first, 0, 0};
-    const int last = first + a.together < p.groups ? first + a.together : p.groups;
+    loader.at = {mine.first, 0, 0};
     sync();
     Cursor now = loader.at;
     loader.load(a, from + kM);
@@ -101,16 +95,16 @@ struct ProductBack : ProductTile<T, kN_, true> {
     sync();
     Sums sums;
     Tile::clear(sums);
-    for (int stage = 0; now.group < last; stage ^= 1) {
-      const bool more = loader.at.group < last;
+    for (int stage = 0; now.group < mine.last; stage ^= 1) {
+      const bool more = loader.at.group < mine.last;
       if (more) loader.load(a, from + kM);
       Tile::multiply_stage(stages + stage * kStage, sums, shallow(p));
       if (now.k + kDepth >= p.each) {
         put(sums, out);
         sync();
-        finish(a, out, sums_of, from, now, tile);
+        finish(a, out, sums_of, from, now, mine.tile);
         sync();
-        total(a, sums_of, now, tile);
+        total(a, sums_of, now, mine.tile);
         Tile::clear(sums);
       }
       now.advance(p.each, p.picked);

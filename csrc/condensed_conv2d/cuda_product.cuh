@@ -213,15 +213,10 @@ struct ProductFwd : ProductTile<T, kN_, false> {
     E* stages = reinterpret_cast<E*>(shared());
     E* out = stages + 2 * kStage;
     i64* from = reinterpret_cast<i64*>(out + kOut);  // each pixel's place in x, then in y
-    i64 tile = block_x();
-    const int first = take(tile, a.splits) * a.together;
-    for (int m = tid(); m < kM; m += kThreads) {
-      from[m] = place_of(p, p.x, tile * kM + m);
-      from[kM + m] = place_of(p, p.y, tile * kM + m);
-    }
+    const Share mine = share_of(p, a.splits, a.together, kM, kThreads, from);
     Loader loader;
-    loader.at = {first, 0, 0};
-    loader.last = first + a.together < p.groups ? first + a.together : p.groups;
+    loader.at = {mine.first, 0, 0};
+    loader.last = mine.last;
     loader.look_up(a);
     sync();
     Cursor now = loader.at;

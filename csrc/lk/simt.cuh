@@ -112,6 +112,21 @@ LK_DEVICE f16 from_acc<f16>(float v) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r.bits) : "f"(v));
   return r;
 }
+// Two numbers rounded, none below zero, the first in the low half; a NaN stays.
+template <class T>
+LK_DEVICE u32 pack_positive(float low, float high);
+template <>
+LK_DEVICE u32 pack_positive<bf16>(float low, float high) {
+  u32 r;
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+template <>
+LK_DEVICE u32 pack_positive<f16>(float low, float high) {
+  u32 r;
+  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
 
 // Rows of 8 16-bit numbers, at 16-byte aligned addresses in shared memory, as the halves of a matrix operand: lane l
 // gives the address of row l (of 16) and gets numbers 2(l%4) and 2(l%4)+1 of rows l/4 and 8+l/4.

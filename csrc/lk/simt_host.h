@@ -261,6 +261,11 @@ inline f16 from_acc<f16>(float v) {
   std::memcpy(&r, &h, 2);
   return r;
 }
+template <class T>
+inline u32 pack_positive(float low, float high) {
+  auto one = [](float v) { return static_cast<u32>(from_acc<T>(v < 0 ? 0.0f : v).bits); };
+  return one(low) | one(high) << 16;
+}
 
 // Every lane's row address, checked to be aligned and inside shared memory; then the numbers that this lane gets.
 inline u32 pair_of(const unsigned char* all, int first, int row, int at, bool transposed) {

@@ -12,8 +12,9 @@ using condensed_conv2d::cuda::Pixels;
 template <class A>
 struct alignas(2 * sizeof(A)) Pair {
   A scale, shift;
+  LK_DEVICE A normed(A u) const { return u * scale + shift; }
   LK_DEVICE A operator()(A u) const {
-    const A z = u * scale + shift;
+    const A z = normed(u);
     return z < 0 ? A(0) : z;  // a NaN stays
   }
 };
@@ -53,7 +54,7 @@ struct InferArgs {
 template <class E>
 struct Source {
   const E* at;
-  i64 step;    // from one channel to the next, or, of channels last, from one pixel to the next
+  int step;    // from one channel to the next, or, of channels last, from one pixel to the next
   int pixels;  // so many are there
   bool vector;
 };
@@ -136,13 +137,15 @@ struct Stage : Pixels<T> {
         LK_UNROLL for (int i = 0; i < kUnits; ++i) {
           const Item mine = item(i);
           const int q = channel(index, input + mine.input, depth, width), m = pixel + mine.pixel;
-          if (m < from.pixels && q >= 0) raw[i] = *reinterpret_cast<const Chunk*>(from.at + (q * from.step + m));
+          if (m < from.pixels && q >= 0)
+            raw[i] = *reinterpret_cast<const Chunk*>(from.at + m + static_cast<i64>(q) * from.step);
         }
       } else if (kLast && from.vector && !index) {
         LK_UNROLL for (int i = 0; i < kUnits; ++i) {
           const Item mine = item(i);
           const int k = input + mine.input, m = pixel + mine.pixel;
-          if (m < from.pixels && k < depth) raw[i] = *reinterpret_cast<const Chunk*>(from.at + (m * from.step + k));
+          if (m < from.pixels && k < depth)
+            raw[i] = *reinterpret_cast<const Chunk*>(from.at + k + static_cast<i64>(m) * from.step);
         }
       } else {
         LK_ROLLED for (int e = kCopy - 1; e >= 0; --e) {
@@ -151,7 +154,7 @@ struct Stage : Pixels<T> {
             const int k = input + mine.input + (kLast ? e : 0), m = pixel + mine.pixel + (kLast ? 0 : e);
             const int q = channel(index, k, depth, width);
             const bool is = q >= 0 && m < from.pixels;
-            push(raw[i], is ? from.at[kLast ? m * from.step + q : q * from.step + m] : E(0));
+            push(raw[i], is ? from.at[static_cast<i64>(kLast ? m : q) * from.step + (kLast ? q : m)] : E(0));
           }
         }
       }
@@ -159,11 +162,17 @@ struct Stage : Pixels<T> {
 
     // What was read of `left` inputs.
     LK_DEVICE void store(const Pair<A>* norm, int left, E* stage) {
+      constexpr bool kPairs = kTensor && !kLast;  // both would be too many registers
       Chunk made[kUnits] = {};
-      LK_UNROLL for (int e = 0; e < kCopy; ++e) {
+      LK_UNROLL for (int e = 0; e < kCopy; e += kPairs ? 2 : 1) {
         LK_UNROLL for (int i = 0; i < kUnits; ++i) {
-          if (kLast && e == 0 && item(i).input + kCopy > left) trim(raw[i], left - item(i).input);
-          made[i].put(e, norm[item(i).input + kLast * e](raw[i].get(e)));
+          const int first = item(i).input;
+          if (kLast && e == 0 && first + kCopy > left) trim(raw[i], left - first);
+          if constexpr (kPairs)
+            made[i].word[e / 2] =
+                pack_positive<T>(norm[first].normed(raw[i].get(e)), norm[first].normed(raw[i].get(e + 1)));
+          else
+            made[i].put(e, norm[first + kLast * e](raw[i].get(e)));
         }
       }
       LK_UNROLL for (int i = 0; i < kUnits; ++i) {

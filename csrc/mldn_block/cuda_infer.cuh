@@ -67,7 +67,7 @@ struct Walk : Stage<T, kLast> {
     LK_DEVICE Source<E> source(const Args& a, int p) const {
       if (a.room.resident) return {map(a, p), pitch(a), pitch(a), true};
       const E* at = a.y + image * a.image + static_cast<i64>(path + p) * a.s.end() * a.channel + base * a.pixel;
-      return {at, kLast ? a.pixel : a.channel, a.s.pixels() - base, a.vector};
+      return {at, static_cast<int>(kLast ? a.pixel : a.channel), a.s.pixels() - base, a.vector};
     }
     LK_DEVICE u16 place(const Args& a, int i) const { return i < pixels ? table(a)[i] : kOutside; }
   };
@@ -151,8 +151,8 @@ struct Walk : Stage<T, kLast> {
     const i64 norms = all(a, b, layer, own.p) * a.packed.norm1 + own.list * a.packed.deep;
     const Pair<A>* norm = reinterpret_cast<const Pair<A>*>(a.packs) + norms;
     const i64* index = a.index;
-    if (index) index += (s.start(layer) + static_cast<i64>(b.path + own.p) * width) * s.parts / s.condense;
-    if (index) index += own.list * depth;
+    if (index)
+      index += (s.start(layer) + static_cast<i64>(b.path + own.p) * width) * s.parts / s.condense + own.list * depth;
     typename S::Loader loader;
     loader.load(from, index, width, depth, 0, own.pixel);
     LK_ROLLED for (int k = 0; k < depth; k += S::kDepth) {
@@ -275,13 +275,16 @@ struct MmaInfer : Walk<T, kLast> {
 
   static LK_DEVICE void run(const Args& a) { W::template walk<MmaInfer>(a); }
 
-  static LK_DEVICE Two operand(const E* weight, int tile) {
-    return *reinterpret_cast<const Two*>(weight + tile * 128 + tid() % kWarp * 4);
+  static LK_DEVICE Two operand(const E* weight, int tile) { return *reinterpret_cast<const Two*>(weight + tile * 128); }
+  template <int kColumns>
+  static LK_DEVICE void multiply_both(float (&sums)[2][kColumns][4], int j, const u32 (&left)[2][4], const Two& right) {
+    LK_UNROLL for (int f = 0; f < 2; ++f)
+        multiply<T>(sums[f][j], left[f][0], left[f][1], left[f][2], left[f][3], right.v[0], right.v[1]);
   }
 
   static LK_DEVICE void first(const Args& a, const Block& b, int layer, const Piece& own) {
     const int lane = tid() % kWarp;
-    const E* weight = W::weights1(a, b, layer, own);
+    const E* weight = W::weights1(a, b, layer, own) + own.tile * 128 + lane * 4;
     float sums[2][kTiles][4] = {};
     W::inputs(a, b, layer, own, [&](int k) {
       u32 left[2][4];
@@ -291,12 +294,14 @@ struct MmaInfer : Walk<T, kLast> {
         else
           load_columns4(left[f], b.stage(a) + S::at(lane % 8 + lane / 16 * 8, f * 2 + lane / 8 % 2));
       }
-      const int first = k / 16 * a.packed.tiles1 + own.tile;
-      LK_UNROLL for (int j = 0; j < kTiles; ++j) {
-        if (j >= own.tiles) break;
-        const Two right = operand(weight, first + j);
-        LK_UNROLL for (int f = 0; f < 2; ++f)
-            multiply<T>(sums[f][j], left[f][0], left[f][1], left[f][2], left[f][3], right.v[0], right.v[1]);
+      const E* now = weight + k / 16 * a.packed.tiles1 * 128;
+      if (own.tiles == kTiles) {
+        LK_UNROLL for (int j = 0; j < kTiles; ++j) multiply_both(sums, j, left, operand(now, j));
+      } else {
+        LK_UNROLL for (int j = 0; j < kTiles - 1; ++j) {
+          if (j >= own.tiles) break;
+          multiply_both(sums, j, left, operand(now, j));
+        }
       }
     });
     const Pair<A>* norm = W::norms2(a, b, layer, own.p);
@@ -308,9 +313,16 @@ struct MmaInfer : Walk<T, kLast> {
         E* to = frame + place * a.room.pitch;
         LK_UNROLL for (int j = 0; j < kTiles; ++j) {
           if (j >= own.tiles) break;
+          const int n = (own.tile + j) * kOut + lane % 4 * 2;
+          const float *one = sums[f][j] + h * 2, two = one[1];
+          if (a.s.parts == 1) {  // what lies beyond is packed as zeros
+            const u32 made = pack_positive<T>(norm[n].normed(*one), norm[n + 1].normed(two));
+            *reinterpret_cast<u32*>(to + n) = made;
+            continue;
+          }
           LK_UNROLL for (int e = 0; e < 2; ++e) {
-            const int n = (own.tile + j) * kOut + lane % 4 * 2 + e, o = n * a.s.parts + own.list;
-            if (n < a.s.each()) to[o] = from_acc<T>(norm[o](sums[f][j][h * 2 + e])).bits;
+            const int o = (n + e) * a.s.parts + own.list;
+            if (n + e < a.s.each()) to[o] = from_acc<T>(norm[o](one[e])).bits;
           }
         }
       }
@@ -322,7 +334,7 @@ struct MmaInfer : Walk<T, kLast> {
     const int lane = tid() % kWarp, pixels = b.band, steps = a.second.span / 16;
     const int from = a.second.from(s, own.list, true), inputs = s.mid / s.groups, outputs = s.kappa / s.groups;
     const int* cells = W::cells(a, b, layer, own);
-    const E* weight = W::weights3(a, b, layer, own);
+    const E* weight = W::weights3(a, b, layer, own) + own.tile * 128 + lane * 4;
     const E* frame = b.frame(a, own.p) + from + lane / 16 * 8;
     const E* rows[2];
     LK_UNROLL for (int f = 0; f < 2; ++f) {
@@ -343,13 +355,11 @@ struct MmaInfer : Walk<T, kLast> {
         if (from + q * 16 >= s.mid) break;
         u32 left[2][4];
         LK_UNROLL for (int f = 0; f < 2; ++f) load_rows4(left[f], rows[f] + cell + q * 16);
-        const int first = (t * steps + q) * a.packed.tiles3 + own.tile;
+        const E* right = weight + (t * steps + q) * a.packed.tiles3 * 128;
         LK_UNROLL for (int j = 0; j < kMost; ++j) {
           if (j >= own.tiles) break;
           if (q * 16 + 16 <= least[j] || q * 16 >= after[j]) continue;
-          const Two right = operand(weight, first + j);
-          LK_UNROLL for (int f = 0; f < 2; ++f)
-              multiply<T>(sums[f][j], left[f][0], left[f][1], left[f][2], left[f][3], right.v[0], right.v[1]);
+          multiply_both(sums, j, left, operand(right, j));
         }
       }
     }

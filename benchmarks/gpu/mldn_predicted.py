@@ -33,8 +33,8 @@ class Form(NamedTuple):
     last: int
 
 
-HALF = Form(32, 16, 48, 32, (150, 170), 420, 48, 220)
-PLAIN = Form(64, 4, 16, 4, (240, 250), 120, 14, 90)
+HALF = Form(32, 16, 48, 32, (165, 200), 250, 48, 220)
+PLAIN = Form(64, 4, 16, 4, (350, 320), 120, 20, 90)
 WAITS = (350, 100)  # cycles of a warp's step of each convolution, with few warps beside it
 
 

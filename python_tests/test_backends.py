@@ -101,6 +101,12 @@ print(json.dumps(told))
     assert told == [f"multi_dwconv2d: backend 'cpu' cannot run this call: {reason}", [2, 3, 7, 5]]
 
 
+def test_a_user_without_a_home():
+    hide = "import os, pwd\nos.environ.pop('HOME', None)\npwd.getpwuid = {}.__getitem__\n"
+    told = fresh.run(hide + "import json, lightkernels\nprint(json.dumps(lightkernels.__version__))\n")
+    assert told == lightkernels.__version__
+
+
 def test_unknown_name_in_the_environment():
     told = child(
         """

@@ -90,6 +90,15 @@ def test_a_wrong_kernel_is_not_timed(
     assert not path.exists()
 
 
+def test_a_file_that_cannot_be_written_is_found_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "_case", None)
+    (tmp_path / "file").touch()
+    assert cli.main(["bench", "--csv", str(tmp_path / "file" / "times.csv")]) == 1
+    assert "file" in capsys.readouterr().err
+
+
 def test_an_operator_without_baselines_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "condensed_conv2d"]) == 1
     assert "condensed_conv2d has no baselines" in capsys.readouterr().out

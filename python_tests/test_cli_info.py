@@ -156,6 +156,7 @@ def test_explain_of_taps(capsys: pytest.CaptureFixture[str]) -> None:
         ("multi_dwconv2d --x 8x64x32x32 --kernels 4", 1, "must have an odd kernel size; got 4"),
         ("multi_dwconv2d --x 8x64x32x32 --kernels 3 --combine mul", 1, "combine must be one of"),
         ("multi_dwconv2d --x 8x64 --kernels 3", 1, "x must have 4 dimensions"),
+        (f"multi_dwconv2d --x {'x'.join(4 * ['9999999999'])} --kernels 3", 1, "no tensor has the shape 9999999999x"),
         ("multi_dwconv2d --x axb --kernels 3", 2, "invalid shape value: 'axb'"),
         ("multi_dwconv2d --x 8x-64x32x32 --kernels 3", 2, "invalid shape value: '8x-64x32x32'"),
         ("multi_dwconv2d --x 8x64x32x32 --kernels 3 --device gpu", 2, "invalid device value: 'gpu'"),

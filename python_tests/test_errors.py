@@ -75,6 +75,8 @@ TYPES = [
     row(TypeError,
         f"weights must be a sequence of tensors; got [4, 1, 3, 3] {F32}. Hint: for one branch pass [weight].",
         weights=W3),
+    row(TypeError, f"weights[0] must be a tensor; got list of [4, 1, 3, 3] {F32}, [4, 1, 5, 5] {F32}.",
+        weights=[[W3, W5]]),
     row(TypeError, "weights must be a sequence of tensors; got None.", weights=None),
     row(TypeError, "weights must be a sequence of tensors; got 5.", weights=5),
     row(TypeError, "weights[1] must be a tensor; got 'a'.", weights=[W3, "a"]),
@@ -128,6 +130,13 @@ def nothing_made():
 def test_eager(error, text, args, kwargs):
     with nothing_made(), pytest.raises(error, match=f"^{re.escape(text)}$"):
         multi_dwconv2d(*args, **kwargs)
+
+
+def test_a_layout_that_a_remembered_call_has_not():
+    multi_dwconv2d(X, [W3], B[:4])
+    for weights, bias in (([W3.to_sparse()], B[:4]), ([W3], B[:4].to_mkldnn())):
+        with pytest.raises(TypeError, match="must be a dense tensor"):
+            multi_dwconv2d(X, weights, bias)
 
 
 @pytest.mark.parametrize(("error", "text", "args", "kwargs"), SHAPES + VALUES + TYPES)

@@ -74,6 +74,16 @@ NET = "multiception_net"
             "create_model: name must be one of list_models(); got 'mobilnetv2'. Hint: did you mean mobilenetv2?",
         ),
         (
+            lambda: multiception_net(kernels=3),
+            TypeError,
+            "multiception_net: kernels must be a sequence of three sets of ints; got 3.",
+        ),
+        (
+            lambda: dilated_mobilenetv2(split="no"),
+            TypeError,
+            "dilated_mobilenetv2: split must be a bool; got 'no'.",
+        ),
+        (
             lambda: create_model("zzz", num_classes=1),
             ValueError,
             "create_model: name must be one of list_models(); got 'zzz'. Hint: list_models() gives all names.",

@@ -193,6 +193,8 @@ OP = "MultiDepthwiseConv2d"
             f"{OP}: split must be False unless combine is 'concat'; got True. "
             "Hint: summed branches must see the same channels.",
         ),
+        ({"split": "no"}, TypeError, f"{OP}: split must be a bool; got 'no'."),
+        ({"bias": "no"}, TypeError, f"{OP}: bias must be a bool; got 'no'."),
         ({"channels": 2, "split": True}, ValueError, f"{OP}: channels must be at least 3 for split; got 2."),
     ],
 )
@@ -200,3 +202,9 @@ def test_bad_arguments(kind, error, message):
     with pytest.raises(error) as caught:
         MultiDepthwiseConv2d(**{"channels": 8, **kind})
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("x", [None, [1], 2.0])
+def test_no_tensor(x):
+    with pytest.raises(TypeError, match=r"^multi_dwconv2d: x must be a tensor; got "):
+        MultiDepthwiseConv2d(8)(x)

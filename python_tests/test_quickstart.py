@@ -187,6 +187,13 @@ def test_a_device_that_is_not_here(name: str, capsys: pytest.CaptureFixture[str]
     assert "Invalid value for '--device'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["--device=meta", f"--seed={2**64}"])
+def test_values_that_train_nothing(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["quickstart", value, "--out", str(tmp_path / "out")]) == 2
+    assert f"Invalid value for '{value.partition('=')[0]}'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_in_full(seed: int, tmp_path: Path) -> None:

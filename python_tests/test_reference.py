@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightkernels import multi_dwconv2d
 from lightkernels._core.spec import TensorMeta
 from lightkernels.ops.multi_dwconv2d import reference
 from lightkernels.ops.multi_dwconv2d.op import Spec
@@ -42,3 +43,18 @@ def test_weight_gradient_of_one_output_column_in_bfloat16(shape, stride):
             for branch, (a, t) in enumerate(zip(dw, truth, strict=True)):
                 assert a.dtype is torch.bfloat16
                 assert rms(a.double() - t) <= 2.0**-8 * rms(t), f"{what}, branch {branch}, seed {seed}"
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 5, 5), (2, 3, 0, 5), (2, 3, 5, 0)])
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_no_channels_rows_or_columns(shape, backend):
+    """PyTorch's convolutions take none of these; every backend that is chosen by itself does, alike."""
+    x = torch.randn(shape, requires_grad=True)
+    weights = [torch.randn(shape[1], 1, k, k, requires_grad=True) for k in (3, 5)]
+    bias = torch.randn(2 * shape[1], requires_grad=True)
+    y = multi_dwconv2d(x, weights, bias, stride=2, backend=backend)
+    n, c, h, w = shape
+    assert y.shape == (n, 2 * c, (h + 1) // 2, (w + 1) // 2)
+    gx, *gw = torch.autograd.grad(y.sum(), [x, *weights, bias])
+    assert gx.shape == shape
+    assert all(g.shape == t.shape and not g.any() for g, t in zip(gw, [*weights, bias], strict=True))

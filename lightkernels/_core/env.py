@@ -11,7 +11,8 @@ STRICT = os.environ.get("LIGHTKERNELS_STRICT") == "1"
 AUTOTUNE = os.environ.get("LIGHTKERNELS_AUTOTUNE") == "1"
 DISABLE_NATIVE = os.environ.get("LIGHTKERNELS_DISABLE_NATIVE") == "1"
 CPU_ISA = os.environ.get("LIGHTKERNELS_CPU_ISA") or None
-CACHE_DIR = Path(os.environ.get("LIGHTKERNELS_CACHE_DIR") or Path.home() / ".cache" / "lightkernels")
+# expanduser leaves the ~ of a user without a home, as in containers, where Path.home() raises.
+CACHE_DIR = Path(os.environ.get("LIGHTKERNELS_CACHE_DIR") or os.path.expanduser("~/.cache/lightkernels"))  # noqa: PTH111
 LOG = os.environ.get("LIGHTKERNELS_LOG") or "WARNING"
 
 logger = logging.getLogger("lightkernels")

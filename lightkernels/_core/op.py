@@ -174,7 +174,7 @@ class BilinearOp(Generic[S]):
         dtype, device, grad = x.dtype, None if cpu else x.device, False
         key: list[Any] = [raw, backend, _forced(), _exact(), x.stride(), dtype, device, bias is None]
         for t in (x, *weights) if bias is None else (x, *weights, bias):
-            if type(t) not in _PLAIN or t.is_neg() or t._is_zerotensor() or _wrapped(t):
+            if type(t) not in _PLAIN or t.layout is not _STRIDED or t.is_neg() or t._is_zerotensor() or _wrapped(t):
                 return self._through_op(x, weights, bias, raw, backend, constants)
             grad = grad or t.requires_grad
             key.append(t.shape)

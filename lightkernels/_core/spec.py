@@ -41,6 +41,8 @@ def describe(value: object) -> str:
         return str(value).removeprefix("torch.")
     if isinstance(value, str):
         return repr(value)
+    if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
+        return f"{type(value).__name__} of {', '.join(map(describe, value[:3]))}{', ...' if len(value) > 3 else ''}"
     if isinstance(value, int | float | tuple | list) or value is None:
         return str(value)
     return type(value).__name__

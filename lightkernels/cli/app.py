@@ -56,9 +56,17 @@ def backend_name(value: str) -> str:
 
 def device_name(value: str) -> str:
     try:
-        torch.empty(0, device=value)
+        torch.empty(1, device=value).item()  # of "meta" nothing can be read
     except Exception as error:  # torch raises several kinds
         raise typer.BadParameter(str(error).splitlines()[0]) from error
+    return value
+
+
+def seed_number(value: int) -> int:
+    try:
+        torch.Generator().manual_seed(value)
+    except (ValueError, RuntimeError) as error:
+        raise typer.BadParameter("must fit 64 bits") from error
     return value
 
 
@@ -97,7 +105,7 @@ Backend = Annotated[str, typer.Option(callback=backend_name, help=f"One of {', '
 
 @command
 def quickstart(
-    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the images.")] = 0,
+    seed: Annotated[int, typer.Option(callback=seed_number, help="Of weights and of the order of the images.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the picture.")] = Path("runs/quickstart"),
     device: Device = "cpu",
@@ -160,7 +168,7 @@ def compress(
     weights: Annotated[WeightsFile, typer.Option(help="How the weights are stored.")] = WeightsFile.safetensors,
     device: Device = "cpu",
     threads: Threads = 0,
-    seed: Annotated[int, typer.Option(help="Of weights, gates and the order of the images.")] = 0,
+    seed: Annotated[int, typer.Option(callback=seed_number, help="Of weights, gates and the images' order.")] = 0,
 ) -> int:
     from lightkernels.cli import compress as job
 

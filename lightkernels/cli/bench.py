@@ -20,7 +20,7 @@ from lightkernels._core import measure
 from lightkernels.cli import info
 from lightkernels.cli.explain import operators
 from lightkernels.cli.terminal import console, heading, milliseconds, table
-from lightkernels.train.files import atomic_write
+from lightkernels.train.files import atomic_write, writable
 
 QUICK = ("64x32x32x32", "32x384x14x14")
 LAYOUTS = ("nchw", "nhwc")
@@ -75,6 +75,8 @@ def run(options: Options) -> int:
         where = "benchmarks/run.py in the source tree has what is timed of it, if anything"
         out.print(f"{options.op} has no baselines to be timed against here; {where}", markup=False)
         return 1
+    if options.csv is not None:
+        writable(options.csv.parent)
     measure.steady_memory()
     if options.threads:
         torch.set_num_threads(options.threads)

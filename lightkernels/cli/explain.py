@@ -127,7 +127,10 @@ def _arguments(function: Callable[..., Any], given: argparse.Namespace) -> dict[
         dtype = torch.int64 if name in INTEGRAL else getattr(torch, given.dtype)
         images = given.layout == "nhwc" and len(shape) == 4
         form = torch.channels_last if images else torch.contiguous_format
-        return torch.empty(tuple(shape), dtype=dtype, device=given.device, memory_format=form)
+        try:
+            return torch.empty(tuple(shape), dtype=dtype, device=given.device, memory_format=form)
+        except (RuntimeError, OverflowError) as error:
+            raise ValueError(f"no tensor has the shape {'x'.join(map(str, shape))}: {error}") from error
 
     call: dict[str, Any] = {}
     for name, kind in _kinds(function).items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightkernels._core.spec import require
 from lightkernels.models.registry import register
 from lightkernels.nn import DepthwiseSeparable2d
-from lightkernels.nn._arguments import int_tuple, one_of, positive_int
+from lightkernels.nn._arguments import flag, int_tuple, one_of, positive_int
 from lightkernels.nn.separable import Activation, activation
 
 # expansion, width, repeats, stride of the first
@@ -160,6 +160,7 @@ def dilated_mobilenetv2(
     op = "dilated_mobilenetv2"
     rates = int_tuple(op, "dilations", dilations, "a sequence of ints")
     require(len(rates) > 0, op, "dilations", "name at least one branch", dilations)
+    flag(op, "split", split)
     # The narrowest layer that a pyramid sees is the stem's.
     require(not split or len(rates) <= STEM, op, "dilations", f"have at most {STEM} entries for split", rates)
     one_of(op, "width", width, ("mobilenetv2", "table3"))

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightkernels._core.spec import require
+from lightkernels._core.spec import fail_type, require
 from lightkernels.models.mobilenetv2 import MOBILENETV2, MobileNetV2, plain_body
 from lightkernels.models.registry import register
 from lightkernels.models.shake_shake import OffsetShortcut, shake_shake
 from lightkernels.nn import DepthwiseSeparable2d, Multiception2d
-from lightkernels.nn._arguments import odd_kernels, one_of, positive_int
+from lightkernels.nn._arguments import flag, odd_kernels, one_of, positive_int
 from lightkernels.nn.multi_depthwise import split_channels
 from lightkernels.nn.squeeze_excite import SqueezeExcite
 
@@ -239,6 +239,9 @@ def multiception_net(
     one_of(op, "last", last, ("double", "single"))
     positive_int(op, "num_classes", num_classes)
     positive_int(op, "se_reduction", se_reduction)
+    flag(op, "count_dead", count_dead)
+    if not isinstance(kernels, tuple | list):
+        fail_type(op, "kernels", "be a sequence of three sets of ints", kernels)
     require(len(kernels) == 3, op, "kernels", "have three sets, one a stage", kernels)
     sets = [odd_kernels(op, sizes) for sizes in kernels]
     plain = sets == [*KERNELS] and last == "double"

@@ -23,6 +23,12 @@ def one_of(op: str, arg: str, value: object, allowed: Collection[str]) -> None:
     require(known, op, arg, f"be one of {', '.join(map(repr, allowed))}", value)
 
 
+def flag(op: str, arg: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        fail_type(op, arg, "be a bool", value)
+    return value
+
+
 def positive_int(op: str, arg: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         fail_type(op, arg, "be an int", value)

@@ -83,7 +83,8 @@ class MultiDepthwiseConv2d(nn.Module):
         self.dilations = _arguments.one_per_branch(op, "dilations", dilations, branches)
         _arguments.one_of(op, "combine", combine, COMBINES)
         self.combine: Combine = combine
-        self.split = bool(split)
+        self.split = _arguments.flag(op, "split", split)
+        _arguments.flag(op, "bias", bias)
         hint = "summed branches must see the same channels."
         require(not split or combine == "concat", op, "split", "be False unless combine is 'concat'", split, hint=hint)
         require(not split or channels >= branches, op, "channels", f"be at least {branches} for split", channels)

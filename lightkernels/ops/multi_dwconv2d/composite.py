@@ -64,6 +64,8 @@ def _split_merged(spec: Spec, merged: Tensor) -> Tensor:
 
 
 def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    if spec.empty:  # PyTorch takes no images without rows, columns or channels
+        return x.new_empty_strided(spec.y_shape, spec.y_stride)
     x, w = _wide(spec, x), _wide(spec, w)
     b = None if b is None else _wide(spec, b)
     if _merges(spec):
@@ -82,6 +84,8 @@ def fwd(spec: Spec, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
+    if spec.empty:
+        return g.new_empty_strided(spec.x_shape, spec.dense_x_stride)
     g, w = _wide(spec, g), _wide(spec, w)
     if _merges(spec):
         weight = merged_weight(spec, w)
@@ -92,6 +96,8 @@ def bwd_x(spec: Spec, g: Tensor, w: Tensor) -> Tensor:
 
 
 def bwd_w(spec: Spec, g: Tensor, x: Tensor) -> Tensor:
+    if spec.empty:
+        return x.new_zeros(spec.weight_shape)
     g, x = _wide(spec, g), _wide(spec, x)
     if _merges(spec):
         radius = _radius(spec)

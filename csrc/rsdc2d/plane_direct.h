@@ -10,6 +10,7 @@ namespace rsdc {
 constexpr int kReach = 3;                // rows and columns beyond the border, at most
 constexpr int kMostRight = 32;           // columns that a tap lies to the right of its output, at most
 constexpr int kHigh = 28, kLow = kTall;  // rows of a tile of outputs: with the weights of three taps, all registers
+constexpr int kHighSums = 24;            // rows of a tile of gradients: with two chains of sums of three taps, too
 constexpr i64 kAhead = 16;               // rows, besides a tile's, that cache lines are asked for ahead
 alignas(64) constexpr float kNothing[16] = {};
 
@@ -174,7 +175,7 @@ __attribute__((noinline)) void direct_sums(const DirectTile& a, const float* pla
                                            const float* next_from) {
   Vec<float> g[TH];
   const __mmask16 own = static_cast<__mmask16>(~0u << columns_done);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int r = 0; r < TH; ++r, from += a.out_row) {
     const __mmask16 m = r < rows_done ? __mmask16(0) : own;
     g[r] = (Vec<float>)_mm512_maskz_loadu_ps(m, from);

@@ -87,7 +87,7 @@ struct PlaneGrad {
     const i64 e = list.index(g.set_of_channel(c, 0), 0), size = g.p.taps * V;
     const DirectTile d{list.begin(e), list.end(e), g.src.h,   g.dst.h,  nullptr, 0,
                        false,         g.rows.in,   g.cols.in, g.rows.lo};
-    TileWalk t(g.rows.grid, g.cols.grid, kTall, kShort);
+    TileWalk t(g.rows.grid, g.cols.grid, kHighSums, kLow);
     for (i64 n = n0; n < n1;) {
       if (t.at_first()) clear(sums, size);
       const i64 i = t.top(), j = t.left(V), soon = smaller(n + 1, n1 - 1);
@@ -95,8 +95,8 @@ struct PlaneGrad {
       const T *const next = t.ahead(plane, x + offset(g.src, soon, c, 0, 0), g.src.h, g.rows.in),
                      *const next_from = t.ahead(from, grad + offset(g.dst, soon, c, 0, 0), g.dst.h, g.rows.grid);
       const T* const at = from + i * g.dst.h + j;
-      t.height == kTall ? direct_sums<kTall>(d, plane, i, j, at, t.i - i, t.j - j, sums, next, next_from)
-                        : direct_sums<kShort>(d, plane, i, j, at, t.i - i, t.j - j, sums, next, next_from);
+      t.height == kHighSums ? direct_sums<kHighSums>(d, plane, i, j, at, t.i - i, t.j - j, sums, next, next_from)
+                            : direct_sums<kLow>(d, plane, i, j, at, t.i - i, t.j - j, sums, next, next_from);
       t.advance();
       n += t.at_first();
       if (t.at_first())
@@ -146,7 +146,7 @@ struct PlaneGrad {
   }
 
   void work() {
-    find_units(g, list, stage.plane, in_place ? g.src.h : stage.row);
+    find_units(g, list, stage.plane, in_place ? g.src.h : stage.row, false);
     stage.prepare(stage.data);
     clear(grads, flat);
 #pragma omp for schedule(static)

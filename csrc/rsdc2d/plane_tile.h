@@ -134,7 +134,6 @@ struct UnitFinder {
           if (line[i].plane != first.plane || d > kDeep || taps_of(one.kind) == kUnitTaps) break;
         }
       }
-    arrange(unit, units);
     l.count[e] = units;
     for (; taps < l.taps; ++taps) slot[taps] = 0;
   }
@@ -149,12 +148,16 @@ inline UnitList take_units(const Plan& g, Arena& a) {
   return l;
 }
 // Called by every thread of a team.
-inline void find_units(const Plan& g, const UnitList& l, i64 plane, i64 row) {
+inline void find_units(const Plan& g, const UnitList& l, i64 plane, i64 row, bool arranged) {
   int slot_at[kMostRows * kMostRows];
   for (i64 f = 0; f < l.phases; ++f) {
     const UnitFinder finder(g, f, plane, row);
 #pragma omp for schedule(static)
-    for (i64 set = 0; set < g.p.sets; ++set) finder.find(l, set, slot_at);
+    for (i64 set = 0; set < g.p.sets; ++set) {
+      const i64 e = l.index(set, f);
+      finder.find(l, set, slot_at);
+      if (arranged) UnitFinder::arrange(l.unit + e * l.taps, l.count[e]);
+    }
   }
 }
 

@@ -46,7 +46,7 @@ template <class T>
 bool reads_in_place([[maybe_unused]] const Plan& g) {
 #if defined(__AVX512F__)
   return __is_same(T, float) && g.phases() == 1 && g.planes() == 1 && g.src.w == 1 && g.dst.w == 1 &&
-         g.src.h >= kReach && g.cols.in >= kReach && g.rows.grid >= kShort && g.cols.grid >= kLanes<float> &&
+         g.src.h >= kReach && g.cols.in >= kReach && g.rows.grid >= kTall && g.cols.grid >= kLanes<float> &&
          g.rows.lo >= -kReach && g.cols.lo >= -kReach && g.rows.grid + g.rows.hi <= g.rows.in + kReach &&
          g.cols.grid + g.cols.hi <= g.cols.in + kReach && g.cols.hi <= kMostRight;
 #else
@@ -89,7 +89,7 @@ struct Planes {
         images(best_images(plan)),
         direct(kSame && plan.phases() == 1 && plan.dst.w == 1 && plan.cols.grid >= V),
         past(false),
-        in_place(direct && plan.rows.grid >= kTall && reads_in_place<T>(plan)),
+        in_place(direct && reads_in_place<T>(plan)),
         strip(in_place ? plan.rows.grid : tall_strip(plan)),
         strips(ceil_div(plan.rows.grid, strip)),
         flat((strip + kTall) * round_up(plan.cols.grid, V)),
@@ -289,7 +289,7 @@ struct Planes {
   }
 
   void work() {
-    find_units(g, list, stage.plane, in_place ? g.src.h : stage.row);
+    find_units(g, list, stage.plane, in_place ? g.src.h : stage.row, in_place);
     for (A* const b : buffer) {
       if (!b) break;
       stage.prepare(b);

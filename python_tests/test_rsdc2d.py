@@ -138,6 +138,21 @@ def test_padding_around_no_pixels_gives_the_bias(backend, layout):
         assert torch.equal(y, (torch.zeros(6) if b is None else b)[:, None, None].expand(2, 6, 6, 14))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("groups", "k"), [(1, 1), (1, 5), (8, 3)])
+def test_padding_much_wider_than_the_window(groups, k, layout):
+    """A row has more outputs than there are inputs and zeros from one row to the next."""
+    x = torch.randint(-9, 10, (2, 16, 9, 8)).double().contiguous(memory_format=layout).requires_grad_()
+    weight, bias = torch.randint(-9, 10, (16, 16 // groups, 1)).double().requires_grad_(), torch.arange(16).double()
+    taps = sets.draw(16, 1, k)
+    y = rsdc2d(x, weight, taps, bias, kernel_size=k, padding=45, groups=groups)
+    due = second_oracle(x, weight, taps, bias, k, (1, 1), 45, (1, 1), groups)
+    g = upstream(y, 3, integers=True)
+    results = [[out, *torch.autograd.grad(out, (x, weight), g)] for out in (y, due)]
+    for a, e in zip(*results, strict=True):
+        assert_same_bits(a.detach() + 0, e.detach() + 0)
+
+
 @pytest.mark.parametrize("scope", [1, 2, 4])
 def test_a_batch_of_tap_sets(scope):
     """vmap over the taps, alone, with the weights, and under a gradient; an ensemble of models has its own sets."""

@@ -10,6 +10,12 @@ namespace rsdc {
 constexpr i64 kFlush = 16;             // outputs that are written together, at least: a cache line of pixels
 constexpr i64 kMadeBytes = 160 << 10;  // and at most, in the second-level cache
 
+// Elements of a strip of lines that begin `row` apart. Padding wider than the window makes more outputs than that:
+// lines then share what meets zeros alone, and the last goes beyond.
+inline i64 flat_strip(const Plan& g, i64 strip, i64 row, i64 lanes) {
+  return round_up((strip - 1) * row + larger(row, g.cols.grid), lanes) + lanes;
+}
+
 template <class T>
 struct Sparse {
   using A = Acc<T>;
@@ -52,7 +58,7 @@ struct Sparse {
                          plan.p.n * bundles)),
         strips(ceil_div(plan.rows.grid, strip)),
         row(by_rows ? plan.cols.grid : plan.pitch()),
-        flat(round_up(strip * row, V) + V),
+        flat(flat_strip(plan, strip, row, V)),
         together(best_together(bundle * plan.outputs)),
         past(leaves_in_lines(plan, d) && plan.outputs * plan.p.groups >= kFlush &&
              (plan.p.layout == Layout::nhwc || (plan.cols.grid % kFlush == 0 && plan.dst.h % kFlush == 0))),

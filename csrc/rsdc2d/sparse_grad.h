@@ -35,7 +35,7 @@ struct SparseGrad {
         strip(strip_rows(
             plan, bundle * (plan.planes() * plan.sources + plan.outputs) * plan.pitch() * static_cast<i64>(sizeof(A)),
             i64(1) << 30)),
-        flat(round_up(strip * plan.pitch(), V) + V),
+        flat(flat_strip(plan, strip, plan.pitch(), V)),
         lanes(plan.one_set_a_group() && plan.outputs > 1 ? V : L),
         stage(plan, plan.sources * bundle, strip, false),
         totals(nullptr),

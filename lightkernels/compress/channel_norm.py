@@ -118,8 +118,10 @@ def channel_norm(
 
 def is_single(norm: nn.BatchNorm2d) -> bool:
     """Whether all that the norm keeps is as the passes read it."""
-    kept = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return all(t is None or (t.dtype is torch.float32 and t.is_contiguous() and t.is_cpu) for t in kept)
+    for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        if t is not None and not (t.dtype is torch.float32 and t.is_contiguous() and t.is_cpu):
+            return False
+    return True
 
 
 def known_product(norm: nn.BatchNorm2d, sums: Tensor) -> float:

@@ -178,6 +178,8 @@ def test_an_evaluation_gives_any_number_and_what_cannot_is_refused_first(tmp_pat
         with pytest.raises(error, match=text):
             whole(tmp_path / "new", **{**given, "progress": told.append, **wrong})
         assert told == []
+    with pytest.raises(ValueError, match="train_loader must be readable more than once; got list_iterator"):
+        compress.compress(network(), iter(batches(1)))
 
 
 def test_command_dry_run_and_errors(capsys):

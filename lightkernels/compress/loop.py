@@ -185,6 +185,11 @@ def batches(loader: Iterable[Any], epoch: int) -> Iterator[Any]:
     require(not empty, "search", "train_loader", "give at least one batch in every epoch", "none", hint)
 
 
+def once(loader: object) -> bool:
+    """Whether it is an iterator of Python's own, which can be read once only; others may begin again."""
+    return isinstance(loader, Iterator) and type(loader).__module__ in ("builtins", "itertools")
+
+
 def length(loader: Iterable[Any]) -> int | None:
     try:
         return len(loader)  # type: ignore[arg-type]

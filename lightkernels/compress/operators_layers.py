@@ -66,7 +66,9 @@ class GroupedConv2d(nn.Conv2d):
         """Sums over the output and the gradient: see `rsdc2d_moments`. None where none can be taken."""
         if self.kernel_size != (3, 3) or self.stride != (1, 1) or self.in_channels > _NARROW * self.groups:
             return None
-        if not x.is_cpu or x.dtype is not torch.float32 or self.weight.dtype is not torch.float32 or leaving():
+        if type(x) is not Tensor or not x.is_cpu or leaving():
+            return None
+        if x.dtype is not torch.float32 or self.weight.dtype is not torch.float32:
             return None
         return rsdc2d_moments(x, self.weight.detach().flatten(2), self.cells, g, groups=self.groups, shuffled=shuffled)
 

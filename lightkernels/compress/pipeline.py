@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lightkernels._core.spec import fail_type, require
 from lightkernels.compress.architecture import Architecture, WeightsFormat, save
 from lightkernels.compress.derive import architecture_of, derive, random_architectures
 from lightkernels.compress.extras import need
-from lightkernels.compress.loop import Recipe, accuracy, device_of, rank
+from lightkernels.compress.loop import Recipe, accuracy, device_of, once, rank
 from lightkernels.compress.plan import METRICS, SCOPES, Metric, Plan, Scope, Target
 from lightkernels.compress.progress import Progress
 from lightkernels.compress.reconstruct import Order, Patterns, measure_latencies, plan, supernet
@@ -28,6 +28,7 @@ from lightkernels.nn._arguments import one_of
 from lightkernels.train.files import atomic_write, finite, writable
 
 _LATENCY_BATCH = 16
+_TWICE = "give a DataLoader or a list"
 
 
 @dataclass
@@ -173,6 +174,7 @@ def compress(
         if weights == "safetensors":
             need("safetensors", "export")
     judge = _judge(evaluate)
+    require(not once(train_loader), "compress", "train_loader", "be readable more than once", train_loader, _TWICE)
     inputs = _example(train_loader, device_of(model)) if example_inputs is None else example_inputs
     found_plan = plan(
         model, inputs, operators, names=names, sizes=sizes, pools=pools, keep_first=keep_first, order=order
@@ -295,9 +297,7 @@ def _judge(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
         return None
     if not callable(evaluate) and not isinstance(evaluate, Iterable):
         fail_type("compress", "evaluate", "be a function of a network or a loader", evaluate)
-    hint = "an iterator can be read once only; give a DataLoader or a list"
-    again = callable(evaluate) or not isinstance(evaluate, Iterator)
-    require(again, "compress", "evaluate", "be readable more than once", evaluate, hint)
+    require(not once(evaluate), "compress", "evaluate", "be readable more than once", evaluate, _TWICE)
 
     def judge(network: nn.Module) -> float:
         found: Any = evaluate(network) if callable(evaluate) else accuracy(network, evaluate)

@@ -30,7 +30,7 @@ def can_mix(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
         return False
     if conv.in_channels > _FEW * conv.groups or type(x) is not Tensor or not x.is_cpu:
         return False
-    if x.dtype is not torch.float32:
+    if x.dtype is not torch.float32 or not x.numel():
         return False
     if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or leaving():
         return False

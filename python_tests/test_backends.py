@@ -171,6 +171,22 @@ def test_strict_refuses_the_fallback_but_not_a_choice():
     assert explicit == [2, 3, 7, 5]
 
 
+LOGGED = """
+import io, json, sys, torch
+sys.stderr = io.StringIO()
+import lightkernels
+for _ in range(2):
+    lightkernels.multi_dwconv2d(torch.ones(1, 1, 3, 3), [torch.ones(1, 1, 3, 3)])
+print(json.dumps(sys.stderr.getvalue()))
+"""
+
+
+def test_a_fallback_is_told_once_where_the_log_level_asks_for_it():
+    told = fresh.run(LOGGED, LIGHTKERNELS_LOG="INFO", LIGHTKERNELS_DISABLE_NATIVE="1")
+    assert told.startswith("multi_dwconv2d runs on backend 'torch': cuda: ") and told.count("\n") == 1
+    assert fresh.run(LOGGED, LIGHTKERNELS_DISABLE_NATIVE="1") == ""
+
+
 def test_without_strict_the_fallback_runs():
     assert child(STRICT, LIGHTKERNELS_DISABLE_NATIVE="1") == [[2, 3, 7, 5]] * 2
 

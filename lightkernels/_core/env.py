@@ -19,3 +19,5 @@ logger = logging.getLogger("lightkernels")
 if logger.level == logging.NOTSET:
     _level = logging.getLevelName(LOG.upper())
     logger.setLevel(_level if isinstance(_level, int) else logging.WARNING)
+    if "LIGHTKERNELS_LOG" in os.environ and not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())  # without one Python shows warnings alone

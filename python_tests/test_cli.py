@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fresh
 import pytest
 from cli_helpers import command
 
@@ -64,3 +65,10 @@ def test_ctrl_c_anywhere_is_one_line_and_130(
     monkeypatch.setattr(cli, "_dispatch", stop)
     assert cli.main(["info"]) == 130
     assert capsys.readouterr().err == "\nlightkernels: interrupted; no file is half-written\n"
+
+
+def test_a_full_disk_is_one_line() -> None:
+    code = "import json, os\nfrom lightkernels import cli\ndef full(args): raise OSError(28, 'No space left')\n"
+    code += "cli._dispatch, stdout = full, os.dup(1)\ncode = cli.main(['info'])\n"
+    code += "os.dup2(stdout, 1)\nprint(json.dumps(code))"
+    assert fresh.run(code) == 1

@@ -43,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(args)
     except KeyboardInterrupt:
         return interrupted()
-    except BrokenPipeError:  # as in `lightkernels models | head`; Python would complain when it flushes at exit
+    except OSError as error:  # as in `lightkernels models | head`; Python would complain when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # a full disk
+            print(f"lightkernels: {error}", file=sys.stderr)
         return 1
 
 

@@ -38,14 +38,14 @@ CALLS = {
     "layers": (call((2, 8, 8, 8), 3, 2, 24, **BLOCK), "bf16 fp64", SMALL, ["layer"] * 3),
     "odd maps": (call((1, 9, 9, 7), 2, 1, 5, bottleneck=3, bias=True), "fp16 fp32", LARGE, ["block"]),
     "bands": (call((1, 12, 11, 19), 2, 2, 8, kernel_size=5, sets=1), "bf16 fp32", SMALL, ["layer"] * 2),
-    "wide pixels": (call((1, 16, 24, 24), 2, 2, 16, **BLOCK), "fp16 fp32", LARGE, ["layer"] * 2),
+    "wide pixels": (call((1, 16, 24, 24), 1, 2, 16, **BLOCK), "bf16 fp32", LARGE, ["layer"]),
     "taps of groups": (
         call((1, 8, 9, 8), 3, 4, 8, groups=2, pairing="butterfly", kernel_size=5, sets=2), "bf16 fp64", LARGE, ["block"]
     ),
     "taps of filters": (
         call((1, 8, 6, 5), 4, 4, 16, groups=2, pairing="rotate", kernel_size=5, sets=4), "fp16 fp32", LARGE, ["block"]
     ),
-    "many filters": (call((1, 6, 5, 6), 2, 2, 76, bottleneck=2, bias=True), "bf16 fp32", LARGE, ["block"]),
+    "many filters": (call((1, 6, 5, 6), 1, 2, 76, bottleneck=2, bias=True), "bf16 fp32", LARGE, ["block"]),
 }  # fmt: skip
 
 

@@ -2,6 +2,19 @@
 #pragma once
 #include "lk/vec.h"
 
+namespace {
+
+// Element types that fast kernels are compiled for; the others take the definition, tap by tap.
+#if defined(LK_FLOAT_ONLY)
+template <class T>
+constexpr bool kFast = __is_same(T, float);
+#else
+template <class T>
+constexpr bool kFast = true;
+#endif
+
+}  // namespace
+
 #define LK_CAT2(a, b) a##b
 #define LK_CAT(a, b) LK_CAT2(a, b)
 

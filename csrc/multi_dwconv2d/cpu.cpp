@@ -28,24 +28,30 @@ int direct_as([[maybe_unused]] const Params& p, [[maybe_unused]] const T* x, [[m
 
 template <class T>
 int fwd_as(const Params& p, const void* x, const void* w, const void* b, void* y) {
-  const int e = direct_as<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y), false);
-  if (e != unsupported) return e;
-  if (nhwc::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y))) return ok;
-  if (p.layout == Layout::nchw) return nchw::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
+  if constexpr (kFast<T>) {
+    const int e = direct_as<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y), false);
+    if (e != unsupported) return e;
+    if (nhwc::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y))) return ok;
+    if (p.layout == Layout::nchw) return nchw::fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
+  }
   return generic_fwd<T>(p, in<T>(x), in<T>(w), in<T>(b), static_cast<T*>(y));
 }
 template <class T>
 int bwd_x_as(const Params& p, const void* g, const void* w, void* gx) {
-  const int e = direct_as<T>(p, in<T>(g), in<T>(w), nullptr, static_cast<T*>(gx), true);
-  if (e != unsupported) return e;
-  if (nhwc::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx))) return ok;
-  if (p.layout == Layout::nchw) return nchw::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));
+  if constexpr (kFast<T>) {
+    const int e = direct_as<T>(p, in<T>(g), in<T>(w), nullptr, static_cast<T*>(gx), true);
+    if (e != unsupported) return e;
+    if (nhwc::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx))) return ok;
+    if (p.layout == Layout::nchw) return nchw::bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));
+  }
   return generic_bwd_x<T>(p, in<T>(g), in<T>(w), static_cast<T*>(gx));
 }
 template <class T>
 int bwd_w_as(const Params& p, const void* g, const void* x, void* gw) {
-  if (nhwc::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw))) return ok;
-  if (p.layout == Layout::nchw) return nchw::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
+  if constexpr (kFast<T>) {
+    if (nhwc::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw))) return ok;
+    if (p.layout == Layout::nchw) return nchw::bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
+  }
   return generic_bwd_w<T>(p, in<T>(g), in<T>(x), static_cast<T*>(gw));
 }
 

@@ -41,7 +41,7 @@ Way way_of(const Params& p, Pass pass) {
 }
 
 template <class T>
-int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
+int fast_fwd(const Params& p, const T* x, const T* w, const T* bias, T* y) {
   switch (way_of<T>(p, Pass::fwd)) {
     case Way::depthwise:
       return depthwise_fwd<T>(p, x, w, bias, y);
@@ -65,7 +65,7 @@ int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
   return dense_conv<T>(window.params(p), false, x, window.data, bias, y);
 }
 template <class T>
-int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
+int fast_bwd_x(const Params& p, const T* g, const T* w, T* gx) {
   switch (way_of<T>(p, Pass::bwd_x)) {
     case Way::depthwise:
       return depthwise_bwd_x<T>(p, g, w, gx);
@@ -83,7 +83,7 @@ int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
   }
 }
 template <class T>
-int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
+int fast_bwd_w(const Params& p, const T* g, const T* x, T* gw) {
   switch (way_of<T>(p, Pass::bwd_w)) {
     case Way::depthwise:
       return depthwise_bwd_w<T>(p, g, x, gw);
@@ -103,6 +103,22 @@ int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
   const int error = dense_grad<T>(window.params(p), g, x, window.data);
   window.gather(p, gw);
   return error;
+}
+
+template <class T>
+int fwd_as(const Params& p, const T* x, const T* w, const T* bias, T* y) {
+  if constexpr (kFast<T>) return fast_fwd<T>(p, x, w, bias, y);
+  return generic_fwd<T>(p, x, w, bias, y);
+}
+template <class T>
+int bwd_x_as(const Params& p, const T* g, const T* w, T* gx) {
+  if constexpr (kFast<T>) return fast_bwd_x<T>(p, g, w, gx);
+  return generic_bwd_x<T>(p, g, w, gx);
+}
+template <class T>
+int bwd_w_as(const Params& p, const T* g, const T* x, T* gw) {
+  if constexpr (kFast<T>) return fast_bwd_w<T>(p, g, x, gw);
+  return generic_bwd_w<T>(p, g, x, gw);
 }
 
 template <class T>
@@ -131,7 +147,10 @@ int bwd_w(const Params& p, const void* g, const void* x, void* gw) {
 }
 
 // 16-bit types that the processor multiplies in pairs choose otherwise.
-Way way(const Params& p, Pass pass) { return p.dtype == DType::bf16 ? way_of<bf16>(p, pass) : way_of<float>(p, pass); }
+Way way(const Params& p, Pass pass) {
+  if (!kFast<double> && p.dtype != DType::f32) return Way::generic;
+  return p.dtype == DType::bf16 ? way_of<bf16>(p, pass) : way_of<float>(p, pass);
+}
 
 int moments(const Params& p, const float* x, const float* w, const float* g, i64 groups, i64 planes, double* sums) {
   if (p.dtype != DType::f32 || way(p, Pass::fwd) != Way::fours) return unsupported;

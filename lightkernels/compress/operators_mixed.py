@@ -14,10 +14,10 @@ from lightkernels.compress.operators_passes import (
     Again,
     Repeats,
     Value,
-    current,
-    product,
+    gate_grads,
+    gate_of,
+    kept_of_base,
     refuse_second,
-    scaled,
 )
 
 # Inputs of a filter beyond which making its output three times costs more than storing it.
@@ -54,10 +54,6 @@ def mixed_norm_act(
     kernels = mixed_norm(conv, norm, d.detach(), act, groups)
     if kernels is None:
         return None
-    own = current().own if norm.affine else None
-    gate = () if own is None else (own.alpha, own.column)
-    if own is not None:
-        own.taken = True
     args = (
         kernels,
         norm,
@@ -71,7 +67,7 @@ def mixed_norm_act(
         norm.weight,
         norm.bias,
         base,
-        *gate,
+        *gate_of(norm),
     )
     out: Tensor = _MixedNormAct.apply(*args)  # type: ignore[no-untyped-call]
     return out
@@ -104,14 +100,7 @@ class _MixedNormAct(Function):
         if repeats is not None:
             other = None if base is None else base.detach()
             repeats.append(lambda: kernels.apply(kept, other))
-        given: tuple[Tensor, ...] = (kept,)
-        ctx.read = None
-        if column is not None and base is not None:
-            if again is None:
-                given = (kept, base)
-            else:
-                ctx.read = again.reader()
-        ctx.save_for_backward(d, w, weight, bias, *given)
+        ctx.save_for_backward(d, w, weight, bias, kept, *kept_of_base(ctx, base, column, again))
         ctx.column, ctx.added = column, base is not None
         return y
 
@@ -124,8 +113,4 @@ class _MixedNormAct(Function):
         gd, gw, (dw, db), own = mixed_again(w, d, *ctx.how).backward(g, weight, bias, kept)
         weights = gw if need[1] else None, dw if need[2] else None, db if need[3] else None
         grads = None, None, None, None, None, None, None, gd if need[0] else None, *weights, g if ctx.added else None
-        if ctx.column is None:
-            return grads
-        if ctx.added:
-            own = own + product(ctx.read() if ctx.read is not None else base[0], g)
-        return *grads, scaled(ctx.column, own), None
+        return *grads, *gate_grads(ctx, own, g, base)

@@ -176,11 +176,7 @@ def norm_act(
             mean, variance = (t.to(z.dtype) for t in sums(z))
             return _normed(norm, z, act, groups, mean, variance, base)
         if z.is_cpu and torch.is_grad_enabled():
-            own = _pass.own if norm.affine else None
-            gate = () if own is None else (own.alpha, own.column)
-            if own is not None:
-                own.taken = True
-            args = (norm, act, groups, repeats, again, z, norm.weight, norm.bias, base, *gate)
+            args = (norm, act, groups, repeats, again, z, norm.weight, norm.bias, base, *gate_of(norm))
             out: Tensor = _NormAct.apply(*args)  # type: ignore[no-untyped-call]
             return out
     quick = _for_inference(norm, z, act, shuffle, base)
@@ -236,6 +232,35 @@ def _normed(
     return y if base is None else y + base
 
 
+def gate_of(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
+    """What the norm of the active operator takes to give its gate's gradient, too; nothing where another one does."""
+    own = _pass.own if norm.affine else None
+    if own is None:
+        return ()
+    own.taken = True
+    return own.alpha, own.column
+
+
+def kept_of_base(ctx: Any, base: Tensor | None, column: Tensor | None, again: Again | None) -> tuple[Tensor, ...]:
+    """What the gate's gradient needs of `base`: itself, to be saved last, or in ``ctx.read`` how it is made again."""
+    ctx.read = None
+    if column is None or base is None:
+        return ()
+    if again is None:
+        return (base,)
+    ctx.read = again.reader()
+    return ()
+
+
+def gate_grads(ctx: Any, own: Value, g: Tensor, saved: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients of what :func:`gate_of` gave; `own`: weight and bias times theirs, summed."""
+    if ctx.column is None:
+        return ()
+    if ctx.added:
+        own = own + product(ctx.read() if ctx.read is not None else saved[-1], g)
+    return scaled(ctx.column, own), None
+
+
 class _NormAct(Function):
     """A norm in training, its activation, a shuffle and a sum, of which only the norm's input is kept."""
 
@@ -278,13 +303,7 @@ class _NormAct(Function):
 
         if repeats is not None:
             repeats.append(make)
-        ctx.read = None
-        if column is not None and base is not None:
-            if again is None:
-                given = (*given, base)
-            else:
-                ctx.read = again.reader()
-        ctx.save_for_backward(z, weight, bias, *given)
+        ctx.save_for_backward(z, weight, bias, *given, *kept_of_base(ctx, base, column, again))
         ctx.act, ctx.groups, ctx.eps, ctx.column = act, groups, norm.eps, column
         ctx.native, ctx.added = kernels is not None, base is not None
         return y
@@ -304,11 +323,7 @@ class _NormAct(Function):
             own = 0.0 if ctx.column is None else torch.dot(weight, dw) + torch.dot(bias, db)
         weights = dw if need[1] else None, db if need[2] else None
         grads = None, None, None, None, None, dz, *weights, g if ctx.added else None
-        if ctx.column is None:
-            return grads
-        if ctx.added:
-            own = own + product(ctx.read() if ctx.read is not None else given[-1], g)
-        return *grads, scaled(ctx.column, own), None
+        return *grads, *gate_grads(ctx, own, g, given)
 
 
 def _backward(

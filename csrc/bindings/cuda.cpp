@@ -6,8 +6,11 @@ namespace py = pybind11;
 
 namespace {
 
-py::object value_or_error(int error, int value) {
-  if (error) return py::str(lk::cuda::error_string(error));
+// What a function gives in its last argument, or the error's text.
+template <class... Args, class... Given>
+py::object value_or_error(int (*ask)(Args...), Given... given) {
+  int value = 0;
+  if (const int error = ask(given..., &value)) return py::str(lk::cuda::error_string(error));
   return py::int_(value);
 }
 
@@ -15,31 +18,9 @@ py::object value_or_error(int error, int value) {
 
 PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.def("runtime_version", &lk::cuda::runtime_version);
-  m.def("driver_version", [] {
-    int version = 0;
-    const int error = lk::cuda::driver_version(&version);
-    return value_or_error(error, version);
-  });
-  m.def("device_count", [] {
-    int count = 0;
-    const int error = lk::cuda::device_count(&count);
-    return value_or_error(error, count);
-  });
-  m.def(
-      "image_arch",
-      [](int device) {
-        int arch = 0;
-        const int error = lk::cuda::image_arch(device, &arch);
-        return value_or_error(error, arch);
-      },
-      py::arg("device"));
-  m.def(
-      "shared_memory",
-      [](int device) {
-        int bytes = 0;
-        const int error = lk::cuda::shared_memory(device, &bytes);
-        return value_or_error(error, bytes);
-      },
-      py::arg("device"));
+  m.def("driver_version", [] { return value_or_error(lk::cuda::driver_version); });
+  m.def("device_count", [] { return value_or_error(lk::cuda::device_count); });
+  m.def("image_arch", [](int device) { return value_or_error(lk::cuda::image_arch, device); }, py::arg("device"));
+  m.def("shared_memory", [](int device) { return value_or_error(lk::cuda::shared_memory, device); }, py::arg("device"));
   for (const auto* r = lk::bindings::Registrar::head(); r; r = r->next) r->bind(m);
 }

@@ -1,27 +1,15 @@
-// Addresses and streams come in as integers; shapes and dtypes were checked in Python.
 #include <pybind11/stl.h>
 
-#include <string>
-
 #include "bindings/condensed_conv2d_plan.h"
-#include "bindings/registry.h"
+#include "bindings/native_cuda.h"
 #include "condensed_conv2d/cuda.h"
-#include "lk/device.h"
-
-namespace py = pybind11;
-using Address = std::uintptr_t;
 
 namespace lk::condensed_conv2d {
 namespace {
 
-void* pointer(Address a) { return reinterpret_cast<void*>(a); }
+using bindings::at;
 
-void check(int error) {
-  if (!error) return;
-  if (error == cuda::kUnsupported)
-    throw std::runtime_error("condensed_conv2d: no CUDA kernel takes this call; please report this");
-  throw std::runtime_error(std::string("condensed_conv2d: CUDA error: ") + lk::cuda::error_string(error));
-}
+void check(int error) { bindings::check("condensed_conv2d", error, cuda::kUnsupported); }
 
 void bind(py::module_& m) {
   py::class_<Plan>(m, "CondensedConv2dPlan")
@@ -30,8 +18,7 @@ void bind(py::module_& m) {
           "fwd",
           [](const Plan& plan, Address x, Address w, Address scale, Address shift, Address index, Address y,
              Address stream) {
-            check(cuda::fwd(plan.with(pointer(index), 1), pointer(stream), pointer(x), pointer(w), pointer(scale),
-                            pointer(shift), pointer(y)));
+            check(cuda::fwd(plan.with(at(index), 1), at(stream), at(x), at(w), at(scale), at(shift), at(y)));
           },
           py::call_guard<py::gil_scoped_release>())
       .def(
@@ -39,16 +26,16 @@ void bind(py::module_& m) {
           [](const Plan& plan, Address g, Address x, Address w, Address scale, Address shift, Address index,
              Address order, Address bounds, Address work, Address gx, Address gw, Address gscale, Address gshift,
              Address stream) {
-            const cuda::Given given{pointer(g),
-                                    pointer(x),
-                                    pointer(w),
-                                    pointer(scale),
-                                    pointer(shift),
-                                    static_cast<const i64*>(pointer(order)),
-                                    static_cast<const i64*>(pointer(bounds)),
-                                    pointer(work)};
-            const cuda::Taken taken{pointer(gx), pointer(gw), pointer(gscale), pointer(gshift)};
-            check(cuda::bwd(plan.with(pointer(index), 1), pointer(stream), given, taken));
+            const cuda::Given given{at(g),
+                                    at(x),
+                                    at(w),
+                                    at(scale),
+                                    at(shift),
+                                    static_cast<const i64*>(at(order)),
+                                    static_cast<const i64*>(at(bounds)),
+                                    at(work)};
+            const cuda::Taken taken{at(gx), at(gw), at(gscale), at(gshift)};
+            check(cuda::bwd(plan.with(at(index), 1), at(stream), given, taken));
           },
           py::call_guard<py::gil_scoped_release>())
       .def("work_size", [](const Plan& plan) { return cuda::work_size(plan.p); });

@@ -1,27 +1,15 @@
-// Addresses and streams come in as integers; shapes and dtypes were checked in Python.
 #include <pybind11/stl.h>
 
-#include <string>
-
 #include "bindings/mldn_block_plan.h"
-#include "bindings/registry.h"
-#include "lk/device.h"
+#include "bindings/native_cuda.h"
 #include "mldn_block/cuda.h"
-
-namespace py = pybind11;
-using Address = std::uintptr_t;
 
 namespace lk::mldn_block {
 namespace {
 
-void* pointer(Address a) { return reinterpret_cast<void*>(a); }
+using bindings::at;
 
-void check(int error) {
-  if (!error) return;
-  if (error == cuda::kUnsupported)
-    throw std::runtime_error("mldn_block: no CUDA kernel takes this call; please report this");
-  throw std::runtime_error(std::string("mldn_block: CUDA error: ") + lk::cuda::error_string(error));
-}
+void check(int error) { bindings::check("mldn_block", error, cuda::kUnsupported); }
 
 void bind(py::module_& m) {
   py::class_<Plan>(m, "MldnBlockPlan")
@@ -29,7 +17,7 @@ void bind(py::module_& m) {
       .def(
           "infer",
           [](const Plan& plan, const std::vector<Address>& in, int most, Address work, Address y, Address stream) {
-            check(cuda::infer(plan.with(1), pointer(stream), inputs(in, 0), most, pointer(work), pointer(y)));
+            check(cuda::infer(plan.with(1), at(stream), inputs(in, 0), most, at(work), at(y)));
           },
           py::call_guard<py::gil_scoped_release>())
       .def("cut",

@@ -1,15 +1,8 @@
-// Addresses and streams come in as integers; shapes and dtypes were checked in Python.
 #include <pybind11/stl.h>
 
-#include <string>
-
 #include "bindings/multi_dwconv2d_plan.h"
-#include "bindings/registry.h"
-#include "lk/device.h"
+#include "bindings/native_cuda.h"
 #include "multi_dwconv2d/cuda.h"
-
-namespace py = pybind11;
-using Address = std::uintptr_t;
 
 namespace lk::multi_dwconv2d {
 namespace {
@@ -19,14 +12,9 @@ struct CudaPlan : Plan {
   cuda::Options options(Address stream = 0) const { return {p.exact, reinterpret_cast<void*>(stream)}; }
 };
 
-void* pointer(Address a) { return reinterpret_cast<void*>(a); }
+using bindings::at;
 
-void check(int error) {
-  if (!error) return;
-  if (error == cuda::kUnsupported)
-    throw std::runtime_error("multi_dwconv2d: no CUDA kernel takes this call; please report this");
-  throw std::runtime_error(std::string("multi_dwconv2d: CUDA error: ") + lk::cuda::error_string(error));
-}
+void check(int error) { bindings::check("multi_dwconv2d", error, cuda::kUnsupported); }
 
 void bind(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
@@ -37,19 +25,19 @@ void bind(py::module_& m) {
       .def(
           "fwd",
           [](const CudaPlan& plan, Address x, Address w, Address b, Address y, Address stream) {
-            check(cuda::fwd(plan.p, plan.options(stream), pointer(x), pointer(w), pointer(b), pointer(y)));
+            check(cuda::fwd(plan.p, plan.options(stream), at(x), at(w), at(b), at(y)));
           },
           nogil())
       .def(
           "bwd_x",
           [](const CudaPlan& plan, Address g, Address w, Address gx, Address stream) {
-            check(cuda::bwd_x(plan.p, plan.options(stream), pointer(g), pointer(w), pointer(gx)));
+            check(cuda::bwd_x(plan.p, plan.options(stream), at(g), at(w), at(gx)));
           },
           nogil())
       .def(
           "bwd_w",
           [](const CudaPlan& plan, Address g, Address x, Address work, Address gw, Address stream) {
-            check(cuda::bwd_w(plan.p, plan.options(stream), pointer(g), pointer(x), pointer(work), pointer(gw)));
+            check(cuda::bwd_w(plan.p, plan.options(stream), at(g), at(x), at(work), at(gw)));
           },
           nogil())
       .def("work_size", [](const CudaPlan& plan) { return cuda::work_size(plan.p, plan.options()); })

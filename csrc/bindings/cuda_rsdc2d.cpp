@@ -1,27 +1,15 @@
-// Addresses and streams come in as integers; shapes and dtypes were checked in Python.
 #include <pybind11/stl.h>
 
-#include <string>
-
-#include "bindings/registry.h"
+#include "bindings/native_cuda.h"
 #include "bindings/rsdc2d_plan.h"
-#include "lk/device.h"
 #include "rsdc2d/cuda.h"
-
-namespace py = pybind11;
-using Address = std::uintptr_t;
 
 namespace lk::rsdc2d {
 namespace {
 
-void* pointer(Address a) { return reinterpret_cast<void*>(a); }
+using bindings::at;
 
-void check(int error) {
-  if (!error) return;
-  if (error == cuda::kUnsupported)
-    throw std::runtime_error("rsdc2d: no CUDA kernel takes this call; please report this");
-  throw std::runtime_error(std::string("rsdc2d: CUDA error: ") + lk::cuda::error_string(error));
-}
+void check(int error) { bindings::check("rsdc2d", error, cuda::kUnsupported); }
 
 void bind(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
@@ -31,22 +19,19 @@ void bind(py::module_& m) {
       .def(
           "fwd",
           [](const Plan& plan, Address x, Address w, Address b, Address taps, Address work, Address y, Address stream) {
-            check(cuda::fwd(plan.with(pointer(taps), 1), pointer(stream), pointer(x), pointer(w), pointer(b),
-                            pointer(work), pointer(y)));
+            check(cuda::fwd(plan.with(at(taps), 1), at(stream), at(x), at(w), at(b), at(work), at(y)));
           },
           nogil())
       .def(
           "bwd_x",
           [](const Plan& plan, Address g, Address w, Address taps, Address work, Address gx, Address stream) {
-            check(cuda::bwd_x(plan.with(pointer(taps), 1), pointer(stream), pointer(g), pointer(w), pointer(work),
-                              pointer(gx)));
+            check(cuda::bwd_x(plan.with(at(taps), 1), at(stream), at(g), at(w), at(work), at(gx)));
           },
           nogil())
       .def(
           "bwd_w",
           [](const Plan& plan, Address g, Address x, Address taps, Address work, Address gw, Address stream) {
-            check(cuda::bwd_w(plan.with(pointer(taps), 1), pointer(stream), pointer(g), pointer(x), pointer(work),
-                              pointer(gw)));
+            check(cuda::bwd_w(plan.with(at(taps), 1), at(stream), at(g), at(x), at(work), at(gw)));
           },
           nogil())
       .def("work_size", [](const Plan& plan, int pass) { return cuda::work_size(plan.p, static_cast<Pass>(pass)); })

@@ -5,17 +5,18 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/address.h"
 #include "mldn_block/params.h"
 
 namespace lk::mldn_block {
 
 // x x_image x_pixel weight1 weight3 bias3 weight_sfr affine1 affine2 affine3 running1 running2 running3 taps index
 // index_sfr
-inline Inputs inputs(const std::vector<std::uintptr_t>& a, std::uint64_t seed) {
+inline Inputs inputs(const std::vector<bindings::Address>& a, std::uint64_t seed) {
   if (a.size() != 16) throw std::invalid_argument("mldn_block: sixteen inputs");
   Inputs in{};
-  const std::uintptr_t* from = a.data();
-  auto at = [](std::uintptr_t address) { return reinterpret_cast<void*>(address); };
+  const bindings::Address* from = a.data();
+  using bindings::at;
   in.x = at(*from++);
   for (i64* to : {&in.x_image, &in.x_pixel}) *to = static_cast<i64>(*from++);
   for (const void** to : {&in.weight1, &in.weight3, &in.bias3, &in.weight_sfr, &in.affine1, &in.affine2, &in.affine3,

@@ -1,15 +1,15 @@
-// What the bindings of all CPU kernels begin with. Addresses come in as integers (Tensor.data_ptr()), 0 for a tensor
-// that is not there; shapes and dtypes were checked in Python.
+// What the bindings of all CPU kernels begin with; shapes and dtypes were checked in Python.
 #pragma once
 #include <new>
 #include <stdexcept>
 #include <string>
 
+#include "bindings/address.h"
 #include "bindings/registry.h"
 #include "lk/cpu.h"
 
 namespace py = pybind11;
-using Address = std::uintptr_t;
+using lk::bindings::Address;
 
 #ifdef LK_HAVE_avx2
 #define LK_IF_AVX2(table) table
@@ -31,8 +31,6 @@ using Address = std::uintptr_t;
   }
 
 namespace lk::bindings {
-
-inline void* at(Address a) { return reinterpret_cast<void*>(a); }
 
 inline void check(const char* op, int error) {
   if (error == out_of_memory) throw std::bad_alloc();
